@@ -54,6 +54,8 @@ CPPFLAGS_ALL := -D_GNU_SOURCE $(if $(filter nofast,$(SAN)),-DRREF_NOFAST) \
 	$(if $(CHECKED),-DRREF_CHECKED) -Iinclude -I. $(CPPFLAGS)
 # The headers' inline functions assert too in what links the tests' library.
 $(B)/test/%.o $(B)/perf/beside.o: private CPPFLAGS_ALL += -Itest/lib -DRREF_CHECKED
+$(B)/perf/fake.o $(B)/perf/fake_busy.o: private CPPFLAGS_ALL += -Itest/lib -Itest/fake \
+	-DRREF_CHECKED
 CFLAGS_ALL = -std=gnu11 $(OPT) $(WARN) $(WERROR) $(HARDEN) $(SANFLAGS) -fPIC -fvisibility=hidden \
 	-pthread $(CFLAGS)
 LDFLAGS_ALL := -Wl,-z,relro,-z,now $(SANFLAGS) -pthread $(LDFLAGS)
@@ -74,6 +76,10 @@ CONF := $(call programs,conformance)
 HOST := $(call programs,host)
 # Need a device that reports READs by events.
 ROCE := $(call programs,roce)
+# A verbs provider for tests (test/fake/fv.h), and the tests on it: in place of the libraries.
+FAKE_OBJ := $(patsubst %.c,$(B)/%.o,$(filter-out %_test.c,$(sort $(wildcard test/fake/*.c))))
+FAKE := $(filter %_test,$(patsubst test/%.c,$(BIN)/%,$(sort $(wildcard test/fake/*.c))))
+FAKE_LIBS = $(filter-out -libverbs -lrdmacm,$(LIBS))
 # The protocol's machine and the codec have no threads (layers.sh checks it). Nor have these tests
 # of the arena (threads_test has). So the thread sanitizer has nothing to see.
 PURE := $(call programs,unit/protocol unit/wire) $(BIN)/unit/base/slab_test \
@@ -103,13 +109,13 @@ lib: $(STATIC) $(SHARED)
 ## rref-info, rref-perf and rref-demo
 tools: $(TOOLS) $(DEMO) $(BIN)/rref-perf
 ## the test programs, into build/bin; one of them: make build/bin/proc/call/calls_test
-tests: $(UNIT) $(PROC) $(ATTACK) $(CONF) $(HOST) $(ROCE) $(SIM)
+tests: $(UNIT) $(PROC) $(FAKE) $(ATTACK) $(CONF) $(HOST) $(ROCE) $(SIM)
 # TEST=read takes the scripts with that in their name, and the test programs with it in
 # KIND/ROOM/NAME.
 name_of = $(or $(patsubst $(BIN)/%,%,$(filter $(BIN)/%,$1)),$(notdir $1))
 has_name = $(if $(findstring $(TEST),$(call name_of,$1)),$1)
 named = $(if $(TEST),$(strip $(foreach t,$1,$(call has_name,$t))),$1)
-san-tests: $(call named,$(SAN_UNIT) $(PROC) $(ATTACK) $(CONF) $(SAN_SIM))
+san-tests: $(call named,$(SAN_UNIT) $(PROC) $(FAKE) $(ATTACK) $(CONF) $(SAN_SIM))
 # Tests of processes that take fast paths. The group's meeting takes none. Some tests spend minutes
 # on silence, and the others do the same things. The allocator's tests count its caches.
 NOFAST_PARTS := $(CONF) $(filter-out $(BIN)/proc/group/% \
@@ -188,15 +194,28 @@ $(SHARED): $(LIB_OBJ) $(B)/jemalloc.o core/librref.map
 # The test counts the turns of the lock.
 $(BIN)/proc/value/release_batch_test: private LDFLAGS_ALL += -Wl,--wrap=rc_unlock
 
+# The tests lay a layer over the provider (test/roce/read/hold.h).
+HOLDING := $(BIN)/fake/again_test $(BIN)/fake/unlocked_test $(BIN)/roce/read/split_test \
+	$(BIN)/roce/read/in_flight_test
+$(HOLDING): private LDFLAGS_ALL += -Wl,--wrap=rv_ibv_ops
+
 # A test program of any kind, in any folder.
 $(BIN)/%: $(B)/test/%.o $(TLIB_OBJ) $(STATIC_TEST)
 	@mkdir -p $(@D)
 	$(call say,LD)
 	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka $(LIBS)
 
-# Counts instructions, so it links what ships.
-PATH_TEST := $(filter %/path_test,$(PROC))
-$(PATH_TEST): $(PATH_TEST:$(BIN)/%=$(B)/test/%.o) $(TLIB_OBJ) \
+$(FAKE): $(FAKE_OBJ)
+$(FAKE): private LIBS := $(FAKE_LIBS)
+# Threads stop in these.
+$(BIN)/fake/again_test: private LDFLAGS_ALL += -Wl,--wrap=ra_alloc
+$(BIN)/fake/refuse_test: private LDFLAGS_ALL += -Wl,--wrap=rdma_destroy_id
+# The test notes the threads that are in the arena.
+$(BIN)/fake/freeze_test: private LDFLAGS_ALL += -Wl,--wrap=ra_alloc,--wrap=ra_free
+
+# The instructions of these are counted, so they link what ships.
+PATH_TEST := $(filter %/path_test,$(PROC) $(FAKE))
+$(PATH_TEST): $(BIN)/%: $(B)/test/%.o $(TLIB_OBJ) \
 		$(if $(SAN),$(STATIC_TEST),$(B)/tested/base/assert.o $(STATIC))
 	@mkdir -p $(@D)
 	$(call say,LD)
@@ -245,8 +264,8 @@ build = @+test/tools/progress.sh --make $(call quoted,$1) $(MAKE) --no-print-dir
 
 .PHONY: help deps demo demo-roce check check-quick check-run check-asan check-tsan check-san-run \
 	check-nofast check-nofast-run check-roce check-bare lint sim model pictures perf \
-	perf-parts perf-roce perf-peers perf-report perf-beside install may-install uninstall \
-	clean compile_commands.json
+	perf-parts perf-roce perf-peers perf-report perf-beside perf-fake install may-install \
+	uninstall clean compile_commands.json
 
 ## this list
 help:
@@ -258,7 +277,7 @@ help:
 		"DEPS=no: none are looked for. O=DIR: builds there."
 
 SCRIPTS := $(patsubst %,test/tools/%.sh,layers lock api examples make runner conformance promises \
-	pages path trace unload mode-manual) test/sim/mutants.sh
+	pages path report trace unload mode-manual) test/sim/mutants.sh
 ALONE := test/tools/mode-poll.sh test/tools/perf.sh
 RUN := test/tools/run-tests.sh
 # Test programs that run beside each other. They mostly wait; the longest ones are named first.
@@ -295,7 +314,7 @@ check: deps
 # Scripts run programs of their own choice.
 NAMED = $(call named,$(CHECKS) $(ALONE))
 TESTS = $(if $(TEST),$(or $(if $(filter %.sh,$(NAMED)),tests),$(NAMED)),tests)
-CHECKS = $(SCRIPTS) $(SIM) $(CONF) $(PROC) $(ATTACK) $(UNIT)
+CHECKS = $(SCRIPTS) $(SIM) $(CONF) $(PROC) $(FAKE) $(ATTACK) $(UNIT)
 HOW_LONG = echo "some seven minutes on two quiet processors; make check-quick takes two"
 check-run:
 	@$(if $(TEST),,$(HOW_LONG))
@@ -319,7 +338,8 @@ check-san-run:
 	@echo "some four minutes on two quiet processors"
 	@RREF_TEST_SLOW=$${RREF_TEST_SLOW:-4} RREF_SIM_SEEDS=2000 $(RUN) \
 		--title "$(SAN) sanitizer" --timeout 600 \
-		$(call ordered,$(call named,$(SAN_SIM) $(CONF) $(PROC) $(ATTACK) $(SAN_UNIT)))
+		$(call ordered,$(call named,$(SAN_SIM) $(CONF) $(PROC) $(FAKE) $(ATTACK) \
+			$(SAN_UNIT)))
 
 ## the tests of processes with all fast paths off: the general ways do the same
 check-nofast: deps
@@ -413,10 +433,10 @@ perf-peers:
 	$(call build,the library and its measures,$(BIN)/rref-perf)
 	@perf/peers/run.sh $(ARGS)
 
-REPORTED := lib tools $(BIN)/rref-parts $(BIN)/proc/read/path_test
+REPORTED := lib tools $(BIN)/rref-parts $(PATH_TEST) $(BIN)/rref-fake
 ## perf, perf-parts, perf-peers together, written to docs/PERF.md (more than 1 GB; asks, or YES=1)
 perf-report:
-	@test/tools/deps.sh build check perf peers
+	@test/tools/deps.sh build check perf peers $(GUEST)
 	$(call build,the library and its measures,$(REPORTED))
 	@perf/report.sh
 
@@ -431,6 +451,20 @@ perf-beside:
 	@test/tools/deps.sh build check
 	$(call build,the library and the attackers,$(BIN)/rref-beside)
 	@$(BIN)/rref-beside $(ARGS)
+
+FAKE_PERF := fake fake_busy rref-perf/measure rref-perf/tails rref-perf/out
+$(BIN)/rref-fake: $(FAKE_PERF:%=$(B)/perf/%.o) $(FAKE_OBJ) $(TLIB_OBJ) \
+		$(B)/tested/base/assert.o $(STATIC)
+	@mkdir -p $(@D)
+	$(call say,LD)
+	$(Q)$(CC) $(LDFLAGS_ALL) -o $@ $^ -lcmocka -ljson-c $(FAKE_LIBS)
+
+# ARGS: threads OWNERS ROUNDS, or busy SECONDS.
+## reads with many threads over fake devices: the ceiling of the library over ibv
+perf-fake:
+	@test/tools/deps.sh build check perf
+	$(call build,the library and the fake devices,$(BIN)/rref-fake)
+	@$(BIN)/rref-fake $(ARGS)
 
 $(BIN)/rref-parts: perf/parts.cc perf/parts_core.h $(B)/perf/parts_core.o $(STATIC)
 	@mkdir -p $(@D)
@@ -459,7 +493,7 @@ uninstall:
 compile_commands.json:
 	@mkdir -p $(B)
 	@$(MAKE) --no-print-directory -nB V=1 DEPS=no \
-		all tests $(BIN)/rref-beside $(BIN)/rref-parts >$(B)/commands
+		all tests $(BIN)/rref-beside $(BIN)/rref-fake $(BIN)/rref-parts >$(B)/commands
 	@dir=$(call quoted,$(CURDIR)) \
 		awk -f test/tools/commands.awk $(B)/commands >$(B)/commands.json
 	@mv $(B)/commands.json $@

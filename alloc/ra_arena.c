@@ -261,6 +261,7 @@ static size_t live_bytes(const struct ra_arena *a)
 /* Gives all free memory back to the holes of its region. Caller holds grow. */
 static void gather_free(struct ra_arena *a, uint64_t uses)
 {
+	rb_slow(RB_SLOW_GATHER);
 	a->purged_uses = uses;
 	flush_caches(a);
 	ra_near_gather(a);

@@ -34,6 +34,7 @@
 #include "alloc/ra_asym.h"
 #include "base/assert.h"
 #include "base/atomic.h"
+#include "base/slow.h"
 #include "base/util.h"
 
 #define RA_GRANULE_SHIFT 21 /* 2 MiB: the least a region can be, and a huge page */

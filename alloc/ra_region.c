@@ -404,6 +404,7 @@ int ra_region_add(struct ra_arena *a, size_t length, size_t asked)
 	char *base;
 	int rc;
 
+	rb_slow(RB_SLOW_GROW);
 	rb_assert(need <= RA_REGION_MAX); /* follows from RA_VALUE_MAX */
 	if (need > a->max_bytes)
 		return ra_fail(-ENOMEM,

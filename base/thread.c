@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "base/limit.h"
+#include "base/slow.h"
 #include "base/thread.h"
 
 #include <errno.h>
@@ -16,6 +17,7 @@ int rb_thread_start(pthread_t *out, void *(*run)(void *arg), void *arg)
 	pthread_t thread;
 	int err = pthread_attr_init(&attr);
 
+	rb_slow(RB_SLOW_THREAD);
 	if (err)
 		return err;
 	if (!out)

@@ -99,8 +99,7 @@ static int check_member(const struct rref_options *o)
 		return rc_fail(
 			EINVAL,
 			"rank -1 of a group of %d: it was not set; "
-			"rref_options_from_env reads RREF_RANK",
-			o->world_size);
+			"rref_options_from_env reads RREF_RANK", o->world_size);
 	if (o->rank < 0 || o->rank >= o->world_size)
 		return rc_fail(EINVAL,
 			       "rank %d of a group of %d: its ranks are 0 to %d (RREF_RANK)",
@@ -268,9 +267,9 @@ static is_alone void ctx_destroy(struct rref_ctx *ctx)
 	rc_log_flush(ctx); /* flushed while the log function can still ask for counters */
 	rc_scopes_close(ctx);
 	rp_destroy(ctx->op.machine);
-	if (ctx->op.chunk)
-		rc_ops_close(ctx);
+	rc_ops_close(ctx);
 	rc_readers_close(ctx);
+	rc_onlookers_close(ctx);
 	rc_memory_close(ctx);
 	rc_types_close(ctx);
 	for (int k = 0; k < RV_NR_KINDS; k++)
@@ -347,6 +346,7 @@ static is_alone struct rref_ctx *ctx_make(const struct rref_options *o)
 	list_init(&ctx->value.wraps);
 	list_init(&ctx->value.wraps_out);
 	list_init(&ctx->hooks.due);
+	rc_scrub_open(ctx);
 	ctx->works.run_bare = rc_handle_dropped;
 	ctx->turns.engine = &rc_engine;
 	list_init(&ctx->call.spare_calls);
@@ -529,6 +529,7 @@ is_alone void rref_free_ctx(struct rref_ctx *ctx)
 	/* Another thread may be in rref_shutdown, and has to leave it first. */
 	while (at_load_acq(&ctx->end.closing))
 		rc_pause(&turn);
+	rc_queues_close(ctx);
 	rc_lock(ctx);
 	rc_unlock(ctx); /* the unlock finishes the references dropped last */
 	struct rref *h;

@@ -9,8 +9,8 @@
  *
  * Starting a read of one message does not take the lock. A ready handle's location is constant
  * (published by handle->state). Operations come from a lock-free slab. peer->readers pins the
- * connection (see session/fence.c). Over shm such a read also ends without the lock. Over ibv
- * the thread that gets the lock without waiting takes the completions.
+ * connection (see session/fence.c). Such a read also ends without the lock. Over shm it ends with
+ * the post. Over ibv any thread that finds the completion ends it (read/take_in.c).
  *
  * Guards: under_lock, the progress lock (core/base/locked.h, which clang checks); [atomic]; [const]
  * after creation. [op]: the thread that completes the operation. Its state CAS won, or it completes
@@ -65,9 +65,12 @@ struct rc_counters {
 		rejected, dead;
 	_Atomic uint64_t retries, fenced;
 	_Atomic uint64_t reads_again, reads_joined;
-	uint64_t resumed under_lock, sent_again under_lock, not_again under_lock;
+	uint64_t resumed under_lock, reads_resumed under_lock;
+	uint64_t sent_again under_lock, not_again under_lock;
 	_Atomic uint64_t landing_bytes, value_bytes, payload_bytes, nested;
-	_Atomic uint64_t mems, mem_bytes, wrapped_bytes;
+	_Atomic uint64_t mems, mem_bytes, wrapped_bytes, looks;
+	uint64_t views_left under_lock;
+	_Atomic uint64_t views_left_bytes; /* written under the lock */
 	/* plain calls of inline functions, not in `calls`; written under the lock */
 	_Atomic uint64_t inline_calls;
 	uint64_t sent_by_kind[RW_NR_KINDS] under_lock, received_by_kind[RW_NR_KINDS] under_lock;
@@ -80,6 +83,7 @@ struct rref_ctx {
 	uint64_t serial;
 	_Atomic uint32_t state;           /* enum rc_ctx_state */
 	uint32_t rank, world;
+	struct rc_guard guard; /* not beside counters: every read looks at it */
 	struct rc_scopes *scopes;         /* [const] NULL = off; scope.c */
 	struct rc_peer *peers;            /* [const] array of world */
 	struct rc_member *members;        /* [const] */
@@ -87,7 +91,6 @@ struct rref_ctx {
 	struct rc_device device[RV_NR_KINDS];
 	struct rc_counters n;
 
-	struct rc_guard guard;
 	struct rc_value_state value;
 	struct rc_session_state session;
 	struct rc_lock_state lock;

@@ -22,12 +22,15 @@ needs_lock bool rc_barrier_message(struct rref_ctx *ctx, struct rc_peer *from, u
 needs_lock bool rc_barrier_done_message(struct rref_ctx *ctx, const struct rc_peer *from,
 					uint64_t word);
 needs_lock void rc_barrier_check(struct rref_ctx *ctx);
+/* Has the ticks look for the workers that rank 0 waits for. */
+needs_lock void rc_barrier_watch(struct rref_ctx *ctx);
 /* Returns whether rank 0 waits for this worker at the current barrier. */
 needs_lock bool rc_barrier_misses(const struct rref_ctx *ctx, uint32_t rank);
 
 /* progress.c */
 extern const struct rc_engine rc_engine; /* see base/wait.h, which also describes its members */
 needs_lock bool rc_arm(struct rref_ctx *ctx, enum rc_arm who);
+int rc_sleep_open(struct rref_ctx *ctx); /* the descriptors; 0 or -errno */
 needs_lock int rc_progress_locked(struct rref_ctx *ctx, bool slow); /* returns events handled */
 needs_lock void rc_disarm(struct rref_ctx *ctx, enum rc_arm who);
 needs_lock int64_t rc_next_timer(struct rref_ctx *ctx, int64_t now); /* ns until the next tick */

@@ -8,6 +8,7 @@
 
 #include "base/atomic.h"
 #include "core/base/locked.h"
+#include "core/base/work.h"
 #include "rref.h"
 
 struct rc_engine;
@@ -44,6 +45,13 @@ struct rc_end {
 	/* bit n % 64: a worker was busy at barrier n, or since the one before */
 	uint64_t barrier_busy under_lock;
 	uint32_t *barrier_seen under_lock; /* rank 0: highest barrier each worker reached */
+	/* rank 0: looks whether all have come, or tells them that all have; barrier.c */
+	struct rc_work barrier_work;
+	bool barrier_due under_lock; /* the work is deferred */
+	bool barrier_tells under_lock; /* barrier_done is not told to all yet */
+	uint64_t barrier_sessions under_lock; /* sessions begun before the last look at all */
+	uint32_t barrier_next under_lock; /* the worker to look at next, or to tell */
+	uint32_t looked under_lock; /* workers for which a step of the end is done; shutdown.c */
 	struct rref_future *barrier_op under_lock; /* the future that waits for a barrier here */
 	/* serving: a thread is in rref_serve; serve_stop: it has to end */
 	_Atomic uint32_t serving, serve_stop;

@@ -29,7 +29,9 @@
 #include "core/base/wait.h"
 #include "core/call/call.h"
 #include "core/engine.h"
+#include "core/read/read.h"
 #include "core/session/session.h"
+#include "core/value/look.h"
 
 #define TICK_NS (5 * NSEC_PER_MSEC)       /* resolution of deadlines that no waiter watches */
 #define IDLE_NS (500 * NSEC_PER_MSEC)
@@ -65,8 +67,10 @@ static inline needs_lock int poll_device(struct rref_ctx *ctx, struct rc_device 
 static inline needs_lock int progress_look(struct rref_ctx *ctx, struct rv_event *ev,
 					   unsigned flags)
 {
-	int n = 0;
+	bool due = false; /* no matter here: this thread polls next, and runs pushed work */
+	int n = rc_reads_look(ctx, &due);
 
+	n = max_of(n, 0);
 	for (int k = 0; k < RV_NR_KINDS; k++)
 		if (ctx->device[k].dev)
 			n += poll_device(ctx, &ctx->device[k], ev, flags);
@@ -104,6 +108,7 @@ static __attribute__((noinline)) needs_lock void tick(struct rref_ctx *ctx)
 	rc_error_aside(&scratch);
 	rc_ops_expire(ctx, now);
 	rc_peer_tick(ctx, now);
+	rc_onlookers_tick(ctx, now);
 	if (unlikely(ctx->scopes))
 		rc_scopes_tick(ctx, now, false);
 	rc_send_tick(ctx, now);
@@ -132,6 +137,8 @@ static inline needs_lock int turn(struct rref_ctx *ctx, struct rv_event *ev, boo
 	n += progress_look(ctx, ev, slow ? RV_POLL_SLOW : 0);
 	if (unlikely(slow))
 		tick(ctx);
+	if (unlikely(at_load(&ctx->hooks.pushed)))
+		rc_hooks_gather(ctx);
 	return n;
 }
 
@@ -160,14 +167,6 @@ static needs_lock int progress_turns(struct rref_ctx *ctx, bool slow, unsigned l
 	return n;
 }
 
-static void consume(int fd)
-{
-	uint64_t count;
-
-	while (read(fd, &count, sizeof(count)) < 0 && errno == EINTR)
-		;
-}
-
 /* Wakes a loop that sleeps on the descriptor after `wait` ns; 0 stops the timer. */
 static needs_lock void progress_set_timer(struct rref_ctx *ctx, int64_t wait)
 {
@@ -180,14 +179,16 @@ static needs_lock void progress_set_timer(struct rref_ctx *ctx, int64_t wait)
 /* Notes that the event loop is awake in the library, on this thread. */
 static needs_lock void loop_is_here(struct rref_ctx *ctx)
 {
-	uint32_t asleep = RC_LOOP_ASLEEP;
+	uint32_t asleep = at_load(&ctx->sleep.loop);
 
 	if (ctx->sleep.timer_set)
 		progress_set_timer(ctx, 0);
-	/* The descriptor is written before loop_told is set, so a read finds something. */
-	if (at_load(&ctx->sleep.loop_told) && at_xchg_acq(&ctx->sleep.loop_told, 0))
-		consume(ctx->sleep.loop_wake_fd);
-	at_cas_ar(&ctx->sleep.loop, &asleep, RC_LOOP_AWAKE);
+	/* The descriptor is written before loop_told is set. A sleep may have ended in between. */
+	if ((at_load(&ctx->sleep.loop_told) && at_xchg_acq(&ctx->sleep.loop_told, 0)) ||
+	    rc_loop_sleeps(asleep))
+		rc_event_read(ctx->sleep.loop_wake_fd);
+	if (rc_loop_sleeps(asleep))
+		at_cas_ar(&ctx->sleep.loop, &asleep, RC_LOOP_AWAKE);
 	if (ctx->sleep.arms & RC_ARM_LOOP)
 		rc_disarm(ctx, RC_ARM_LOOP);
 }
@@ -205,8 +206,10 @@ int rref_progress(struct rref_ctx *ctx)
 
 	if (n)
 		return n;
-	if (!rc_trylock(ctx))
-		return 0;
+	if (!rc_trylock(ctx)) {
+		n = rc_make_progress(ctx, false);
+		return max_of(n, 0);
+	}
 	/* The coarse clock may stand for longer than RC_SLOW_NS. A thread that comes often can
 	 * afford the other clock now and then. */
 	ctx->turns.turn_at = rc_coarse_ns();
@@ -219,8 +222,8 @@ int rref_progress(struct rref_ctx *ctx)
 	else if (unlikely(!ctx->sleep.arms && at_load(&ctx->sleep.kicked)))
 		rc_disarm(ctx, 0);
 	if (likely(!rc_hooks_deep())) {
-		ctx->hooks.progress_by = rc_this_thread();
-		ctx->hooks.progress_at = ctx->turns.turn_at;
+		at_store(&ctx->hooks.progress_by, rc_this_thread());
+		at_store(&ctx->hooks.progress_at, ctx->turns.turn_at);
 	}
 	n = progress_turns(ctx, slow, LOOKS);
 	rc_pass_on(ctx, slow, n);
@@ -253,7 +256,9 @@ int rref_ctx_arm(struct rref_ctx *ctx)
 	ctx->sleep.loop_thread = rc_this_thread();
 	loop_is_here(ctx);
 	/* sc. Pairs with rc_op_finish, which completes a future and then looks at this word. */
-	sleep = at_xchg_sc(&ctx->sleep.loop, RC_LOOP_ASLEEP) == RC_LOOP_AWAKE;
+	ctx->sleep.loop_sleep += RC_LOOP_SLEEPS;
+	sleep = at_xchg_sc(&ctx->sleep.loop, RC_LOOP_ASLEEP + ctx->sleep.loop_sleep) ==
+		RC_LOOP_AWAKE;
 	if (sleep && !at_load(&ctx->turns.has_poller))
 		sleep = rc_arm(ctx, RC_ARM_LOOP);
 	/* No other thread watches the time, and a death may show only in a time-out. */
@@ -302,15 +307,28 @@ static needs_lock bool hooks_are_due(struct rref_ctx *ctx)
  */
 static needs_lock bool is_quiet(struct rref_ctx *ctx)
 {
+	bool due = false;
+
+	/* A look that other threads keep this one from is none: they may have looked too early. */
+	if (rc_reads_look(ctx, &due))
+		return false;
 	/* sc. Pairs with the pushes that look at `sleeping`. */
 	return rc_progress_locked(ctx, true) == 0 && !at_load_sc(&ctx->works.pushed) &&
-	       list_empty(&ctx->session.self_queue) && !ctx->works.first && !hooks_are_due(ctx);
+	       list_empty(&ctx->session.self_queue) && !ctx->works.first &&
+	       !at_load_sc(&ctx->hooks.pushed) && !hooks_are_due(ctx);
+}
+
+/* Begins another sleep. A kick of an earlier one says nothing of it. */
+static needs_lock void begin_sleep(struct rref_ctx *ctx)
+{
+	ctx->sleep.last_sleep += ctx->sleep.last_sleep == UINT32_MAX ? 2 : 1;
+	at_store_sc(&ctx->sleep.sleeping, ctx->sleep.last_sleep); /* Pairs with rc_kick */
 }
 
 bool rc_arm(struct rref_ctx *ctx, enum rc_arm who)
 {
 	rc_assert_locked(ctx);
-	at_store_sc(&ctx->sleep.sleeping, 1);
+	begin_sleep(ctx);
 	ctx->sleep.arms |= who;
 	return arm_devices(ctx) && is_quiet(ctx);
 }
@@ -320,10 +338,11 @@ void rc_disarm(struct rref_ctx *ctx, enum rc_arm who)
 	bool was = ctx->sleep.arms;
 
 	rc_assert_locked(ctx);
-	/* Always read after a sleep. A kick sets `kicked` first, and may write only after another
-	 * wake-up cleared it. */
-	if (at_xchg_acq(&ctx->sleep.kicked, 0) || was)
-		consume(ctx->sleep.kickfd);
+	/* Always read after a sleep. A kick writes first, and says so after it. */
+	if (was || at_load(&ctx->sleep.kicked)) {
+		at_store(&ctx->sleep.kicked, 0);
+		rc_event_read(ctx->sleep.kickfd);
+	}
 	ctx->sleep.arms &= ~(unsigned)who;
 	if (ctx->sleep.arms) {
 		/*
@@ -331,6 +350,7 @@ void rc_disarm(struct rref_ctx *ctx, enum rc_arm who)
 		 * armed again, and a sleeper is woken if there is work. Without that, a woken
 		 * waiter that has not looked yet would sleep on.
 		 */
+		begin_sleep(ctx);
 		if (!arm_devices(ctx) || !is_quiet(ctx) || rc_sleeper_is_done(ctx))
 			rc_kick(ctx);
 		return;
@@ -349,6 +369,7 @@ int64_t rc_next_timer(struct rref_ctx *ctx, int64_t now)
 	int64_t next = min_of(now + IDLE_NS, max_of(rc_send_due(ctx), ctx->turns.next_tick));
 	int64_t tick = max_of(ctx->turns.next_tick, now + TICK_NS), ops = rc_ops_due(ctx);
 	bool pending = rc_ops_in_flight(ctx);
+	struct list *l, *tmp;
 
 	rc_assert_locked(ctx);
 	if (ops != INT64_MAX)
@@ -363,18 +384,20 @@ int64_t rc_next_timer(struct rref_ctx *ctx, int64_t now)
 		    ? at_load(&ctx->sleep.reads_in_flight) && at_load(&ctx->sleep.reads_unarmed)
 		    : pending && ctx->device[RV_IBV].dev)
 		next = min_of(next, tick);
-	for (uint32_t i = 0; i < ctx->world; i++) {
-		const struct rc_peer *p = &ctx->peers[i];
+	list_for_each_safe(l, tmp, &ctx->session.watched) {
+		const struct rc_peer *p = container_of(l, struct rc_peer, watched);
 
 		/* Such reads may become ready without an event: see rc_peer_tick. */
-		if (pending && at_load(&p->nr_waiting))
+		if (pending && (at_load(&p->nr_waiting) || at_load(&p->pieces.nr_reads)))
 			next = min_of(next, tick);
 		/*
 		 * A server's barrier may last for days: only a peer to be contacted needs a turn.
 		 */
-		if (pending && rc_barrier_misses(ctx, i) && p->state == RC_PEER_DOWN &&
+		if (pending && rc_barrier_misses(ctx, p->rank) && p->state == RC_PEER_DOWN &&
 		    !p->said_goodbye)
 			next = min_of(next, max_of(p->retry_at, tick));
+		if (p->left)
+			next = min_of(next, tick);
 		if (p->stall.fence_at)
 			next = min_of(next, max_of(p->stall.fence_at, tick));
 		if (p->grace_at)
@@ -384,13 +407,50 @@ int64_t rc_next_timer(struct rref_ctx *ctx, int64_t now)
 		next = min_of(next, max_of(rc_contact_due(ctx, p), tick));
 		if (rc_state_broken(p->state))
 			next = min_of(next, max_of(rc_resume_due(p), ctx->turns.next_tick));
-		if (rc_state_stands(p->state) && p->kind == RV_IBV)
-			next = min_of(next, max_of(p->probe_at, ctx->turns.next_tick));
 	}
+	next = min_of(next, max_of(rc_peer_look_due(ctx, RV_IBV), ctx->turns.next_tick));
+	next = min_of(next, max_of(rc_onlookers_due(ctx), tick));
 	return max_of(next - now, 0);
 }
 
+/* Opens the descriptors that threads sleep on. Returns 0 or -errno. */
+int rc_sleep_open(struct rref_ctx *ctx)
+{
+	struct epoll_event ev = { .events = EPOLLIN };
+
+	ctx->sleep.epfd = RB_OPEN(epoll_create1(EPOLL_CLOEXEC));
+	ctx->sleep.kickfd = RB_OPEN(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+	ctx->sleep.loop_wake_fd = RB_OPEN(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+	if (ctx->sleep.epfd < 0 || ctx->sleep.kickfd < 0 || ctx->sleep.loop_wake_fd < 0 ||
+	    epoll_ctl(ctx->sleep.epfd, EPOLL_CTL_ADD, ctx->sleep.kickfd, &ev))
+		return -errno;
+	for (int k = 0; k < RV_NR_KINDS; k++)
+		if (ctx->device[k].dev &&
+		    epoll_ctl(ctx->sleep.epfd, EPOLL_CTL_ADD,
+			      ctx->device[k].ops->fd(ctx->device[k].dev), &ev))
+			return -errno;
+	/*
+	 * A loop's descriptor tells of completions. In the manual mode it also tells of work to do.
+	 */
+	ctx->sleep.loop_fd = ctx->sleep.loop_wake_fd;
+	if (ctx->turns.mode == RREF_PROGRESS_MANUAL)
+		ctx->sleep.loop_fd = RB_OPEN(epoll_create1(EPOLL_CLOEXEC));
+	if (ctx->sleep.loop_fd < 0 ||
+	    (ctx->sleep.loop_fd != ctx->sleep.loop_wake_fd &&
+	     (epoll_ctl(ctx->sleep.loop_fd, EPOLL_CTL_ADD, ctx->sleep.loop_wake_fd, &ev) ||
+	      epoll_ctl(ctx->sleep.loop_fd, EPOLL_CTL_ADD, ctx->sleep.epfd, &ev))))
+		return -errno;
+	if (ctx->turns.mode != RREF_PROGRESS_MANUAL)
+		return 0;
+	ctx->sleep.timer_fd = RB_OPEN(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK));
+	if (ctx->sleep.timer_fd < 0 ||
+	    epoll_ctl(ctx->sleep.loop_fd, EPOLL_CTL_ADD, ctx->sleep.timer_fd, &ev))
+		return -errno;
+	return 0;
+}
+
 const struct rc_engine rc_engine = {
+	.reads = rc_reads_look,
 	.turns = progress_turns,
 	.arm = rc_arm,
 	.disarm = rc_disarm,

@@ -12,6 +12,7 @@
 #include "core/op/step.h"
 #include "core/read/read.h"
 #include "core/session/session.h"
+#include "core/value/look.h"
 #include "core/value/value.h"
 
 /*
@@ -39,6 +40,7 @@ static __attribute__((noinline)) needs_lock void dispatch(struct rref_ctx *ctx,
 				       .epoch = from->epoch,
 				       .msg = &m->u.proto };
 
+		rc_onlooker_message(ctx, from, m->u.proto.type);
 		err = rc_step_at(ctx, &ev, from->heard_at);
 		if (err == -EPROTO || err == -EINVAL)
 			break;
@@ -156,16 +158,24 @@ void rc_message(struct rref_ctx *ctx, struct rc_peer *from, const void *data, ui
 static needs_lock void session_read_finished(struct rref_ctx *ctx, struct rc_peer *p,
 					     uint64_t cookie, int status, int wc)
 {
-	if (!rc_in_flight_event(ctx, p, cookie, status, wc))
+	if (rc_in_flight_is(cookie))
+		rc_in_flight_event(ctx, p, cookie, status, wc);
+	else
 		rc_read_event(ctx, cookie, status, wc);
-	if (p && unlikely(at_load(&p->nr_waiting)))
-		rc_read_pump(ctx, p);
+	if (p)
+		rc_reads_go_on(ctx, p);
 }
 
 static needs_lock void session_reads_stop(struct rref_ctx *ctx, struct rc_peer *p)
 {
-	rc_fast_fence(ctx, p);
+	rc_fast_fence(ctx);
 	rc_split_stop(p);
+	rc_peer_watch(ctx, p);
+}
+
+static needs_lock bool session_posts(struct rref_ctx *ctx, const struct rc_peer *p)
+{
+	return rc_is_pinned(ctx, p);
 }
 
 static needs_lock void session_unsent(struct rref_ctx *ctx, struct rc_peer *p,
@@ -194,8 +204,9 @@ static needs_lock void session_ended(struct rref_ctx *ctx, struct rc_peer *p, in
 const struct rc_session_events rc_router_session = {
 	.message = rc_message,
 	.read_ended = session_read_finished,
-	.reads_may = rc_read_pump,
+	.reads_may = rc_reads_go_on,
 	.reads_stop = session_reads_stop,
+	.posts = session_posts,
 	.unsent = session_unsent,
 	.ended = session_ended,
 	.one_fewer = rc_barrier_check,

@@ -14,6 +14,7 @@
 #include "core/base/guard.h"
 #include "core/base/kick.h"
 #include "core/base/lock.h"
+#include "core/base/ranks.h"
 #include "core/ctx.h"
 #include "core/engine.h"
 #include "core/op/kind.h"
@@ -56,6 +57,7 @@ static needs_lock bool nobody_left(struct rref_ctx *ctx)
 	for (uint32_t i = 0; i < ctx->world; i++) {
 		struct rc_peer *p = &ctx->peers[i];
 
+		rc_rank_next(ctx, i);
 		if (i == ctx->rank || p->said_goodbye ||
 		    (!at_load(&p->alive) && (p->ever_up || p->nobody)))
 			continue;

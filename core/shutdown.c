@@ -26,6 +26,7 @@
 #include "core/base/guard.h"
 #include "core/base/lock.h"
 #include "core/base/log.h"
+#include "core/base/ranks.h"
 #include "core/base/scope.h"
 #include "core/call/call.h"
 #include "core/engine.h"
@@ -34,6 +35,7 @@
 #include "core/op/op.h"
 #include "core/read/read.h"
 #include "core/session/session.h"
+#include "core/value/look.h"
 
 #define GOODBYE_NS (2 * NSEC_PER_SEC)
 #define LEAK_NS (500 * NSEC_PER_MSEC) /* wait before a reference that remains is called a leak */
@@ -43,6 +45,7 @@ static bool wait_until(struct rref_ctx *ctx, bool (*ready)(struct rref_ctx *ctx,
 		       int64_t deadline)
 {
 	rc_lock(ctx);
+	ctx->end.looked = 0;
 	bool yes = rc_wait_until(ctx, ready, NULL, deadline) == 0;
 
 	rc_unlock(ctx);
@@ -56,6 +59,26 @@ static needs_lock bool idle(struct rref_ctx *ctx, __attribute__((unused)) void *
 	       !ctx->peers[ctx->rank].nr_queued;
 }
 
+/*
+ * Goes over the workers for which `is` holds, from the one at which it stopped before. Tells if it
+ * is behind the last one. For each of these it held once, and they do not go back.
+ */
+static needs_lock bool all_are(struct rref_ctx *ctx, bool (*is)(const struct rc_peer *p))
+{
+	uint32_t *i = &ctx->end.looked, end = min_of(*i + RC_RANKS_TURN, ctx->world);
+
+	while (*i < end && is(&ctx->peers[*i])) {
+		rb_slow_rank(2 * RC_RANKS_TURN);
+		++*i;
+	}
+	return *i == ctx->world;
+}
+
+static needs_lock bool has_sent_all(const struct rc_peer *p)
+{
+	return !p->nr_queued;
+}
+
 static needs_lock bool references_finished(struct rref_ctx *ctx, __attribute__((unused)) void *arg)
 {
 	struct rp_counts c;
@@ -63,19 +86,17 @@ static needs_lock bool references_finished(struct rref_ctx *ctx, __attribute__((
 	rp_counts(ctx->op.machine, &c);
 	if (c.users || c.pending_children)
 		return false;
-	for (uint32_t i = 0; i < ctx->world; i++)
-		if (ctx->peers[i].nr_queued)
-			return false;
-	return list_empty(&ctx->session.self_queue);
+	return all_are(ctx, has_sent_all) && list_empty(&ctx->session.self_queue);
+}
+
+static needs_lock bool has_answered(const struct rc_peer *p)
+{
+	return !rc_state_stands(p->state) || p->ponged >= p->pinged;
 }
 
 static needs_lock bool pinged(struct rref_ctx *ctx, __attribute__((unused)) void *arg)
 {
-	for (uint32_t i = 0; i < ctx->world; i++)
-		if (rc_state_stands(ctx->peers[i].state) &&
-		    ctx->peers[i].ponged < ctx->peers[i].pinged)
-			return false;
-	return true;
+	return all_are(ctx, has_answered);
 }
 
 /*
@@ -85,26 +106,31 @@ static needs_lock bool pinged(struct rref_ctx *ctx, __attribute__((unused)) void
  */
 static needs_lock bool forks_finished(struct rref_ctx *ctx, __attribute__((unused)) void *arg)
 {
+	uint32_t *i = &ctx->end.looked, end = min_of(*i + RC_RANKS_TURN, ctx->world);
 	struct rp_counts c;
 
-	for (uint32_t i = 0; i < ctx->world; i++)
-		rc_peer_end_grace(ctx, &ctx->peers[i]);
+	for (; *i < end; ++*i) {
+		rb_slow_rank(2 * RC_RANKS_TURN);
+		rc_peer_end_grace(ctx, &ctx->peers[*i]);
+	}
+	*i %= ctx->world;
 	rp_counts(ctx->op.machine, &c);
 	return c.forks == 0;
 }
 
+/*
+ * Tells whether the peer's goodbye has come, and ours went. If the connection breaks, ours has to
+ * be sent again.
+ */
+static needs_lock bool has_left(const struct rc_peer *p)
+{
+	return !rc_state_stands(p->state) ||
+	       (p->said_goodbye && !p->nr_queued && !p->unacked.nr);
+}
+
 static needs_lock bool everybody_left(struct rref_ctx *ctx, __attribute__((unused)) void *arg)
 {
-	for (uint32_t i = 0; i < ctx->world; i++) {
-		const struct rc_peer *p = &ctx->peers[i];
-
-		/* The peer's goodbye has not come, or ours is still on its way. Ours has to be sent
-		 * again if the connection breaks. */
-		if (rc_state_stands(p->state) &&
-		    (!p->said_goodbye || p->nr_queued || p->unacked.nr))
-			return false;
-	}
-	return true;
+	return all_are(ctx, has_left);
 }
 
 static needs_lock bool may_retry(struct rref_ctx *ctx, void *arg)
@@ -160,10 +186,12 @@ int rc_barrier_come(struct rref_ctx *ctx, struct rref_future *f, uint64_t number
 		ctx->end.came_sent = !err;
 		ctx->end.came_fences = zero->nr_fences;
 	}
-	if (ctx->end.barrier_op == f && ctx->end.barrier_done >= number && rc_op_claim(f)) {
+	if (ctx->end.barrier_op == f && ctx->end.barrier_done >= number &&
+	    !ctx->end.barrier_tells && rc_op_claim(f)) {
 		rc_op_finish_locked(f);
 		rc_op_put(f);
 	}
+	rc_barrier_watch(ctx);
 	return err;
 }
 
@@ -175,6 +203,7 @@ static needs_lock void say_missing(struct rref_ctx *ctx, char *text, size_t size
 	const char *before = ": missing ";
 
 	for (uint32_t i = 1; i < ctx->world && used < size; i++) {
+		rc_rank_next(ctx, i);
 		if (!rc_barrier_misses(ctx, i))
 			continue;
 		used += (size_t)snprintf(text + used, size - used, "%s%.60s (rank %u)", before,
@@ -221,6 +250,9 @@ static int barrier(struct rref_ctx *ctx, int64_t deadline, struct rc_calm *calm,
 
 static void end_handles(struct rref_ctx *ctx)
 {
+	/* sc. Pairs with look_is_good: no look begins from here on, and peers are told so. */
+	at_store_sc(&ctx->state, RC_CTX_CLOSING);
+	rc_looks_leave(ctx);
 	rc_lock(ctx);
 	for (struct rref *h = rc_handle_next(ctx, NULL); h; h = rc_handle_next(ctx, h)) {
 		/* A thread may have found the handle ready a moment ago and be about to alias its
@@ -243,6 +275,7 @@ static void tell_all(struct rref_ctx *ctx, uint8_t type)
 		struct rc_peer *p = &ctx->peers[i];
 		struct rw_message m = { .frame.type = type };
 
+		rc_rank_next(ctx, i);
 		if (!rc_state_stands(p->state) || i == ctx->rank)
 			continue;
 		if (type == RW_PING)
@@ -290,11 +323,14 @@ static int left_early(struct rref_ctx *ctx)
 	int err = 0;
 
 	rc_lock(ctx);
-	for (uint32_t i = 1; ctx->rank == 0 && ctx->end.barrier_seen && !err && i < ctx->world; i++)
+	for (uint32_t i = 1; ctx->rank == 0 && ctx->end.barrier_seen && !err && i < ctx->world;
+	     i++) {
+		rc_rank_next(ctx, i);
 		if (ctx->peers[i].said_goodbye && ctx->end.barrier_seen[i] < ctx->end.barrier_done)
 			err = rc_fail(ETIMEDOUT,
 				      "%s (rank %u) left before the others were ready to",
 				      ctx->members[i].name, i);
+	}
 	rc_unlock(ctx);
 	return err;
 }

@@ -8,6 +8,7 @@
  *   rref/read.h     reads, views, types, references in values
  *   rref/call.h     calls: the caller's side, and the handler's
  *   rref/future.h   unfinished operations
+ *   rref/queue.h    queues of them: the first to end is the first to come out
  *   rref/observe.h  counters, dumps, leaks
  *
  * A value is created once and lives in registered memory of its owner. Any worker of the group
@@ -114,6 +115,7 @@
 #include "rref/context.h"
 #include "rref/future.h"
 #include "rref/observe.h"
+#include "rref/queue.h"
 #include "rref/read.h"
 #include "rref/value.h"
 

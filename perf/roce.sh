@@ -51,18 +51,27 @@ failed=0
 # A warm-up: an emulator translates the programs when they first
 # run, and the guest has only just started.
 build/bin/rref-perf lat --device ibv --json --seconds 2 --sizes 8 >/dev/null || failed=1
-for op in lat bw rate batch call share create; do
-	case $op in
-	lat) sizes=8,4k,64k,1m ;;
-	bw) sizes=64k ;;
-	*) sizes= ;;
-	esac
-	build/bin/rref-perf $op --device ibv --json --seconds "$seconds" ${sizes:+--sizes $sizes} ||
-		failed=1
+perf() { build/bin/rref-perf "$@" --device ibv --json --seconds "$seconds" || failed=1; }
+perf lat --sizes 8,4k,64k,1m
+perf bw --sizes 64k
+perf rate --window 64
+for op in batch async call share create call+bulk read+bulk threads; do
+	perf $op
 done
 # The header costs 64 bytes more, and a fifth packet for 4 KiB.
-build/bin/rref-perf lat --headed --device ibv --json --seconds "$seconds" \
-	--sizes 8,4k,64k || failed=1
+perf lat --headed --sizes 8,4k,64k
+# The instructions of a read around the driver's calls, by callgrind.
+if command -v valgrind >/dev/null && [ -x build/bin/proc/read/path_test ]; then
+	work=$(mktemp -d)
+	RREF_TEST_DEVICE=ibv RREF_TEST_SLOW=10 timeout 150 valgrind --tool=callgrind \
+		--trace-children=yes --toggle-collect=rref_to_here \
+		--callgrind-out-file="$work/out.%p" build/bin/proc/read/path_test \
+		>"$work/log" 2>&1 && perf/around.py "$work"/out.* || {
+		failed=1
+		echo "roce.sh: no instructions counted: $(tail -n 1 "$work/log")" >&2
+	}
+	rm -rf "$work"
+fi
 if [ -n "$ip" ] && command -v ib_read_bw >/dev/null; then
 	# ib_read_lat: bytes, iterations, smallest, largest, typical ... in us; ib_read_bw: bytes,
 	# iterations, peak, average in MiB/s
@@ -70,7 +79,7 @@ if [ -n "$ip" ] && command -v ib_read_bw >/dev/null; then
 	perftest lat ib_read_lat 65536 200 5 1000 p50_ns || failed=1
 fi
 # Ours and theirs in turn: a machine with other work is not the same a minute later.
-for _ in {1..15}; do
+for _ in {1..9}; do
 	"${reader[@]}" build/bin/rref-perf bw --device ibv --json --seconds 1 --rounds 1 --sizes \
 		1m || failed=1
 	[ -z "$ip" ] || ! command -v ib_read_bw >/dev/null ||

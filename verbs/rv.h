@@ -16,15 +16,23 @@
  * A connection lives from connect()/RV_EV_REQUEST to close_conn(). It carries messages (reliable,
  * ordered, flow controlled by credits inside the provider) and one-sided READs.
  *
+ * READs may end alone, and messages go on: a READ was refused, here or at the peer. READS_DOWN
+ * says so. READs come back when the caller has called allow_reads again, and the peer too.
+ *
+ *   allow_reads() -> READS_UP -> READS_DOWN -> no thread is in post_reads -> allow_reads() -> ...
+ *
  *   connect() -> CONNECTING -RV_EV_CONNECTED-> UP --RV_EV_DISCONNECTED--> DOWN -close_conn()-> gone
  *                    \-------RV_EV_FAILED----------------------------------^
  *   RV_EV_REQUEST --> REQUESTED --accept()--> ACCEPTING --RV_EV_CONNECTED--> UP
  *                         \--reject()--> gone     \------RV_EV_FAILED------> DOWN
  *
- * close_conn() may end every state. It is the fence. When it returns, this side serves no READ of
+ * close_conn() may end every state. It is the fence. When it is over, this side serves no READ of
  * the peer any more over this connection. Our own READs cannot write local memory any more either.
- * A later poll() reports each of our unfinished READs exactly once, with -ECONNRESET. No other
- * event of a closed connection is reported.
+ * It is over when close_conn() returned false. If it returned true, it is over with RV_EV_CLOSED.
+ * Before that, poll() reports each of our unfinished READs exactly once, with -ECONNRESET. A READ
+ * that was over may be reported by reads() instead. No other event of a closed connection is
+ * reported. If RV_EV_CLOSED has a status the device may write for our READs for ever. Unfinished
+ * ones are then never reported, and their memory must not be used again.
  */
 #ifndef RV_H
 #define RV_H
@@ -36,6 +44,7 @@
 
 struct rv_dev;
 struct rv_conn;
+struct rv_onlooker;
 
 #define RV_ADDR_MAX 120      /* bytes of a provider's address blob */
 /*
@@ -131,6 +140,12 @@ static inline const struct rv_sge *rv_read_sge(const struct rv_read *r, uint32_t
 	return i < RV_READ_SGE ? &r->sge[i] : &r->more[i - RV_READ_SGE];
 }
 
+/* A READ that ended well. */
+struct rv_read_end {
+	uint64_t cookie;
+	void *user;            /* the user of its connection */
+};
+
 enum rv_event_type {
 	/* a peer wants to connect: conn, data/len = its hello; answer with accept or reject */
 	RV_EV_REQUEST = 1,
@@ -140,8 +155,13 @@ enum rv_event_type {
 	/* the peer left, died, or the queue pair failed: status says which; call close_conn */
 	RV_EV_DISCONNECTED,
 	RV_EV_RECV,            /* a message: data/len, borrowed until recv_done(token) */
-	RV_EV_READ,            /* a READ ended: cookie, status */
+	RV_EV_READ,            /* a READ that was not reported by reads: cookie, status */
 	RV_EV_WRITABLE,        /* send() works again after -EAGAIN */
+	/* the fence is over: nothing of conn's, which is a name only, comes any more */
+	RV_EV_CLOSED,
+	/* providers without reads_inline: READs may be posted from now on; not any more */
+	RV_EV_READS_UP,
+	RV_EV_READS_DOWN,
 	/* device or port changed: status 0 = information (text), else the device is unusable */
 	RV_EV_DEVICE,
 };
@@ -165,8 +185,62 @@ struct rv_event {
 /* arm: wake for finished READs too, not for messages and connections only */
 #define RV_ARM_READS 2u
 
+#define RV_LOOKS 4096u /* looks of a device at once, each in a place of its own */
+#define RV_MARK_WORDS 3
+
+/* The core's name of what a look shows. word[0] is not 0. */
+struct rv_mark {
+	uint64_t word[RV_MARK_WORDS];
+};
+
+struct rv_want {
+	uint64_t addr, length;
+	uint32_t rkey;
+	uint32_t place; /* below RV_LOOKS; no other look has it */
+	struct rv_mark mark;
+};
+
+struct rv_look {
+	const void *at; /* the bytes, in this process */
+	void *impl;
+};
+
 /*
- * The total table: no entry is NULL in any provider.
+ * Looks: bytes of a peer, looked at where they lie, by a device that maps memory of its peers.
+ *
+ * The reader's side:
+ * look        [any] Finds the bytes, and marks the place for the peer. conn must not be closed
+ *             meanwhile, as for post_reads. 0: they stay mapped, and the peer finds the mark, until
+ *             look_away; also when the connection has ended. -errno without a text: a READ finds
+ *             the words.
+ * look_away   [any, may block] Ends a look.
+ * leave       [any] Tells all peers that no look begins any more. They read the marks once more.
+ *
+ * The owner's side:
+ * let_look    [progress] Lets the peer look over a connection that may READ. *out is the peer's
+ *             process with its marks, until let_go; it outlives the connection. -EOPNOTSUPP: the
+ *             end of the process could not be seen, so it may not look.
+ * nr_places   [progress] The first places, which may have marks: at most RV_LOOKS.
+ * mark_at     [progress] The mark of a place. Returns false if there is none. All is the peer's
+ *             word. Behind close_conn no mark comes whose look is good.
+ * leaves      [progress] Whether it has called leave.
+ * has_ended   [progress] Whether the process has ended: it looks at nothing any more.
+ * let_go      [progress] Ends it.
+ */
+struct rv_look_ops {
+	int (*look)(struct rv_conn *conn, const struct rv_want *want, struct rv_look *out);
+	void (*look_away)(struct rv_dev *dev, uint32_t place, struct rv_look *look);
+	void (*leave)(struct rv_dev *dev);
+	int (*let_look)(struct rv_conn *conn, struct rv_onlooker **out);
+	uint32_t (*nr_places)(const struct rv_onlooker *o);
+	bool (*mark_at)(const struct rv_onlooker *o, uint32_t place, struct rv_mark *out);
+	bool (*leaves)(const struct rv_onlooker *o);
+	bool (*has_ended)(const struct rv_onlooker *o);
+	void (*let_go)(struct rv_onlooker *o);
+};
+
+/*
+ * The total table: no entry but look is NULL in any provider.
  *
  * open        [any] Opens the device and listens. Returns *out. -ENODEV: no (such) device, port or
  *             GID. The text names the missing item, the present items and the modules to load.
@@ -199,33 +273,40 @@ struct rv_event {
  *             the connection ends with -EBADMSG. 0; -EBADMSG: a message came already, without a
  *             MAC. A provider whose connections are its peer's alone does nothing.
  * allow_reads [progress] From now on the peer may READ over this connection; before, it has no
- *             remote access at all.
+ *             remote access at all. Where not caps.reads_inline, READS_UP follows when both sides
+ *             have called it. It is called again after READS_DOWN, when no thread is in post_reads.
+ *             That ends the READs that are left, and their events follow. If READs do not come back
+ *             in time the connection ends.
  * send        [progress] Copies the message (1..RV_MSG_MAX bytes) out. 0; -EAGAIN no credit or
  *             slot, WRITABLE follows; -ENOTCONN not UP; -EMSGSIZE.
  * post_reads  [any] Posts up to n READs with one doorbell. conn must not be closed meanwhile (the
  *             caller excludes it). Returns the number of posted READs (fewer than n: no slots, try
- *             the rest later). -errno if none was posted: -EAGAIN, -ENOTCONN, -EMSGSIZE, -EINVAL.
+ *             the rest later). -errno if none was posted: -EAGAIN: no slots, or before READS_UP;
+ *             -ENOTCONN, -EMSGSIZE, -EINVAL.
  *             -ENOMEM: a limit of this process stops only this READ, which may go well later. The
- *             text names the limit. A posted READ is reported exactly once: in r[i].status at once
- *             where caps.reads_inline, else by RV_EV_READ. Its status: -EACCES, refused by the
- *             peer's device; -EFAULT, no landing place; -EPROTO, the peer broke the rules. All
- *             others say that the connection is gone, and nothing about the READ: -ETIMEDOUT if the
- *             peer did not answer.
+ *             text names the limit. A posted READ is reported exactly once. Where
+ *             caps.reads_inline that is at once, in r[i].status. Elsewhere RV_EV_READ reports it
+ *             if it failed or was cut off. If it ended well, mostly reads does.
+ *             Its status: -EACCES, refused by the peer's device; -EFAULT, no landing place;
+ *             -EPROTO, the peer broke the rules. All others say that the connection or its READs
+ *             are gone, and nothing about this one. -ETIMEDOUT: the peer did not answer.
  * will_read   [progress] The program will probably READ length bytes at addr soon. A hint: shm
  *             brings the first of them into the processor's cache, if it has the region.
  * poll        [progress] Up to max events; flags: RV_POLL_SLOW. Returns their number, or -errno if
  *             the device is lost.
- * next_read   [progress] A shorter way than poll to wait for a READ. If the device's next news is
- *             that a READ ended well: its cookie, and the user of its connection. false: no news,
- *             or news that poll reports.
+ * reads       [any] Takes in READs that ended well, at most max. Returns their number, -EAGAIN if
+ *             other threads are at it. It waits for nobody, and a thread that stops inside holds up
+ *             nobody. *more is set, and never cleared, if it found news that poll reports. In
+ *             providers with reads_inline there is never any.
  * recv_done   [progress] Gives a message's buffer back (and thereby, sooner or later, its credit).
  * arm         [progress] Makes fd() readable when news arrives: messages, connection events, and
- *             finished READs if flags has RV_ARM_READS. The caller polls once more before it sleeps
- *             (RV_POLL_SLOW).
+ *             finished READs if flags has RV_ARM_READS. The caller looks once more before it
+ *             sleeps: by reads, whose -EAGAIN is no look, and by poll (RV_POLL_SLOW).
  * disarm      [progress] The caller is awake again: peers need not wake it any more, pending
  *             wake-ups are consumed.
  * fd          [any] A pollable (epoll) descriptor, static for the device's life.
- * close_conn  [progress, may block] The fence, see above. NULL is accepted.
+ * close_conn  [progress] The fence, see above. Returns whether RV_EV_CLOSED follows. No READ is
+ *             being posted to conn, or will be. NULL is accepted.
  * peer_text   [progress] Writes the peer's address for people ("10.77.0.2:34567", "pid 4711").
  */
 struct rv_ops {
@@ -248,14 +329,15 @@ struct rv_ops {
 	int (*allow_reads)(struct rv_conn *conn);
 	int (*send)(struct rv_conn *conn, const void *msg, size_t len);
 	int (*post_reads)(struct rv_conn *conn, struct rv_read *r, unsigned n);
+	const struct rv_look_ops *look; /* NULL: no peer's memory can be looked at */
 	void (*will_read)(struct rv_conn *conn, uint32_t rkey, uint64_t addr, uint64_t length);
 	int (*poll)(struct rv_dev *dev, struct rv_event *ev, unsigned max, unsigned flags);
-	bool (*next_read)(struct rv_dev *dev, uint64_t *cookie, void **user);
+	int (*reads)(struct rv_dev *dev, struct rv_read_end *out, unsigned max, bool *more);
 	void (*recv_done)(struct rv_dev *dev, uint64_t token);
 	int (*arm)(struct rv_dev *dev, unsigned flags);
 	void (*disarm)(struct rv_dev *dev);
 	int (*fd)(struct rv_dev *dev);
-	void (*close_conn)(struct rv_conn *conn);
+	bool (*close_conn)(struct rv_conn *conn);
 	void (*peer_text)(struct rv_conn *conn, char *buf, size_t size);
 };
 

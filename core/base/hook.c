@@ -65,11 +65,86 @@ void rc_hook_push(struct rref_ctx *ctx, struct rc_hook *h)
 	if (at_load(&ctx->turns.has_poller))
 		return;
 	/* A loop that sleeps is woken, and given a moment to come. */
-	if (unlikely(at_load(&ctx->sleep.loop) == RC_LOOP_ASLEEP)) {
-		ctx->hooks.progress_by = ctx->sleep.loop_thread;
-		ctx->hooks.progress_at = rc_coarse_ns();
+	if (unlikely(rc_loop_sleeps(at_load(&ctx->sleep.loop)))) {
+		at_store(&ctx->hooks.progress_by, ctx->sleep.loop_thread);
+		at_store(&ctx->hooks.progress_at, rc_coarse_ns());
 	}
 	rc_loop_wake(ctx);
+}
+
+/* Pushes hooks that are linked by next, from first to last. */
+static void push_chain(struct rref_ctx *ctx, struct list *first, struct list *last)
+{
+	struct list *old = at_load(&ctx->hooks.pushed);
+
+	/* sc. Pairs with is_quiet and with rc_kick: a sleeper sees the hook, or is woken. */
+	do
+		last->next = old;
+	while (!at_cas_weak_sc(&ctx->hooks.pushed, &old, first));
+}
+
+/* Takes all pushed hooks, the first one first. They are linked by next. */
+static struct list *take_pushed(struct rref_ctx *ctx)
+{
+	struct list *l = at_xchg_acq(&ctx->hooks.pushed, NULL), *first = NULL, *next;
+
+	for (; l; l = next) {
+		next = l->next;
+		l->next = first;
+		first = l;
+	}
+	return first;
+}
+
+void rc_hook_push_any(struct rref_ctx *ctx, struct rc_hook *h)
+{
+	push_chain(ctx, &h->node, &h->node);
+	rc_kick(ctx);
+}
+
+void rc_hooks_gather(struct rref_ctx *ctx)
+{
+	struct list *next;
+
+	rc_assert_locked(ctx);
+	for (struct list *l = take_pushed(ctx); l; l = next) {
+		next = l->next;
+		list_init(l);
+		rc_hook_push(ctx, container_of(l, struct rc_hook, node));
+	}
+}
+
+struct rc_hook *rc_hook_pop_any(struct rref_ctx *ctx)
+{
+	struct list *first = take_pushed(ctx), *next;
+
+	/* The others go back at once: this thread may be away for long. */
+	for (struct list *l = first ? first->next : NULL; l; l = next) {
+		next = l->next;
+		push_chain(ctx, l, l);
+	}
+	/* A sleeper may have looked while they were out. */
+	if (first && first->next)
+		rc_kick(ctx);
+	if (!first)
+		return NULL;
+	list_init(first);
+	return container_of(first, struct rc_hook, node);
+}
+
+unsigned rc_hook_run_any(struct rref_ctx *ctx)
+{
+	struct rc_hook *h = NULL;
+	struct rc_error scratch;
+
+	if (!at_load(&ctx->turns.has_poller) && !rc_hooks_deep() && !rc_hooks_left(ctx))
+		h = rc_hook_pop_any(ctx);
+	if (!h)
+		return 0;
+	rc_error_aside(&scratch);
+	rc_hook_run(ctx, h);
+	rc_error_back(&scratch);
+	return 1;
 }
 
 struct rc_hook *rc_hook_pop(struct rref_ctx *ctx)
@@ -92,6 +167,7 @@ void rc_hook_take(struct rref_ctx *ctx, struct rc_hook *h)
 
 void rc_hook_run(struct rref_ctx *ctx, struct rc_hook *h)
 {
+	rb_slow(RB_SLOW_HOOK);
 	rc_callback_enter();
 	h->run(ctx, h);
 	rc_callback_leave();
@@ -99,10 +175,11 @@ void rc_hook_run(struct rref_ctx *ctx, struct rc_hook *h)
 
 int64_t rc_hooks_left(const struct rref_ctx *ctx)
 {
-	rc_assert_locked(ctx);
-	if (!ctx->hooks.progress_by || ctx->hooks.progress_by == rc_this_thread())
+	const void *by = at_load(&ctx->hooks.progress_by);
+
+	if (!by || by == rc_this_thread())
 		return 0;
-	return max_of(ctx->hooks.progress_at + LEFT_NS - rc_coarse_ns(), 0);
+	return max_of(at_load(&ctx->hooks.progress_at) + LEFT_NS - rc_coarse_ns(), 0);
 }
 
 bool rc_hooks_deep(void)
@@ -110,11 +187,22 @@ bool rc_hooks_deep(void)
 	return callback_depth >= NEST;
 }
 
+/* Takes what was pushed meanwhile, perhaps by this very turn. */
+static needs_lock void take_pushes(struct rref_ctx *ctx)
+{
+	if (unlikely(at_load(&ctx->works.pushed)))
+		rc_work_run_pushed(ctx);
+	if (unlikely(at_load(&ctx->hooks.pushed)))
+		rc_hooks_gather(ctx);
+}
+
 unsigned rc_unlock_hooks(struct rref_ctx *ctx)
 {
-	unsigned nr = at_load(&ctx->hooks.nr), n = 0;
 	struct rc_hook *h;
+	unsigned nr, n = 0;
 
+	take_pushes(ctx);
+	nr = at_load(&ctx->hooks.nr);
 	if (likely(!nr) || at_load(&ctx->turns.has_poller) || rc_hooks_deep()) {
 		rc_unlock(ctx);
 		return 0;
@@ -146,10 +234,12 @@ void rc_hooks_flush(struct rref_ctx *ctx)
 	struct rc_hook *h;
 
 	rc_lock(ctx);
+	rc_hooks_gather(ctx);
 	while ((h = rc_hook_pop(ctx))) {
 		rc_unlock(ctx);
 		rc_hook_run(ctx, h);
 		rc_lock(ctx);
+		rc_hooks_gather(ctx);
 	}
 	rc_unlock(ctx);
 }

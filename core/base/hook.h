@@ -25,6 +25,17 @@ struct rc_hook {
 /* Queues a hook, and wakes the thread that will run it. */
 needs_lock void rc_hook_push(struct rref_ctx *ctx, struct rc_hook *h);
 
+/*
+ * Does the same without the lock. The hook waits in ctx->hooks.pushed. A holder of the lock gathers
+ * it from there. A thread that finds the lock taken runs it.
+ */
+void rc_hook_push_any(struct rref_ctx *ctx, struct rc_hook *h);
+needs_lock void rc_hooks_gather(struct rref_ctx *ctx);
+/* Takes the hook that was pushed first. Returns NULL if there is none. */
+struct rc_hook *rc_hook_pop_any(struct rref_ctx *ctx);
+/* Runs the hook that was pushed first, in the manual mode. Returns how many it ran. */
+unsigned rc_hook_run_any(struct rref_ctx *ctx);
+
 /* Takes the next hook, NULL if there is none. The caller calls rc_hook_run, without the lock. */
 needs_lock struct rc_hook *rc_hook_pop(struct rref_ctx *ctx);
 
@@ -46,7 +57,7 @@ bool rc_hooks_deep(void);
  * Returns for how many ns hooks are another thread's to run (manual mode). 0: they are this
  * thread's.
  */
-needs_lock int64_t rc_hooks_left(const struct rref_ctx *ctx);
+int64_t rc_hooks_left(const struct rref_ctx *ctx);
 
 /* Runs every hook that is due, for the end of a context. Takes the lock. */
 void rc_hooks_flush(struct rref_ctx *ctx);

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "core/base/kick.h"
+#include "core/base/lock.h"
 
 const void *rc_this_thread(void)
 {
@@ -15,30 +16,55 @@ const void *rc_this_thread(void)
 	return &here;
 }
 
-static void write_one(int fd)
+void rc_event_write(int fd)
 {
+	RB_NO_CANCEL; /* the caller may be in the midst of a fast read */
 	uint64_t one = 1;
 
 	while (write(fd, &one, sizeof(one)) < 0 && errno == EINTR)
 		;
 }
 
+void rc_event_read(int fd)
+{
+	uint64_t count;
+
+	while (read(fd, &count, sizeof(count)) < 0 && errno == EINTR)
+		;
+}
+
 void rc_kick(struct rref_ctx *ctx)
 {
-	if (unlikely(at_load_sc(&ctx->sleep.sleeping)) && !at_xchg_ar(&ctx->sleep.kicked, 1))
-		write_one(ctx->sleep.kickfd);
+	uint32_t sleep = at_load_sc(&ctx->sleep.sleeping);
+
+	if (likely(!sleep) || at_load(&ctx->sleep.kicked) == sleep)
+		return;
+	rc_event_write(ctx->sleep.kickfd);
+	/* Comes last: a thread that stands still in between keeps no other from waking. */
+	at_store(&ctx->sleep.kicked, sleep);
+}
+
+void rc_turn_by(struct rref_ctx *ctx, int64_t at)
+{
+	rc_assert_locked(ctx);
+	ctx->turns.next_tick = min_of(ctx->turns.next_tick, at);
+	/* The thread that asks may not come back before the poller wakes by itself. */
+	if (at < ctx->sleep.wake_at)
+		rc_kick(ctx);
 }
 
 void rc_loop_wake_slow(struct rref_ctx *ctx)
 {
 	uint32_t s = at_load(&ctx->sleep.loop);
 
-	while (s == RC_LOOP_AWAKE || s == RC_LOOP_ASLEEP)
-		if (at_cas_weak_ar(&ctx->sleep.loop, &s, RC_LOOP_DUE)) {
-			if (s != RC_LOOP_ASLEEP)
-				return;
-			write_one(ctx->sleep.loop_wake_fd);
+	while (s == RC_LOOP_AWAKE || rc_loop_sleeps(s)) {
+		/* Comes first: a thread that stands still in between keeps no other from it. */
+		if (rc_loop_sleeps(s)) {
+			rc_event_write(ctx->sleep.loop_wake_fd);
 			at_store_rel(&ctx->sleep.loop_told, 1); /* Pairs with loop_is_here. */
-			return;
 		}
+		/* The number tells this sleep from the next. */
+		if (at_cas_weak_ar(&ctx->sleep.loop, &s, RC_LOOP_DUE))
+			return;
+	}
 }

@@ -62,6 +62,7 @@ void rc_pause(unsigned *turn)
 {
 	unsigned n = (*turn)++;
 
+	rb_slow(RB_SLOW_WAIT);
 	/*
 	 * Yields some turns of the processor for an event that is due soon. Sleeps for a later one:
 	 * behind a stopped peer the turns are lost.

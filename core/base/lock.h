@@ -4,6 +4,7 @@
 #define RC_BASE_LOCK_H
 
 #include "base/assert.h"
+#include "base/slow.h"
 #include "core/base/locked.h"
 #include "core/ctx.h"
 

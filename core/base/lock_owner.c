@@ -23,11 +23,13 @@ void rc_lock_taken(const struct rref_ctx *ctx)
 	rb_assert(!rc_lock_is_mine(ctx));
 	rb_assert_is(nr_mine, <, LOCKS_MAX);
 	mine[nr_mine++] = ctx;
+	rb_hold_begin();
 }
 
 void rc_lock_given(const struct rref_ctx *ctx)
 {
 	rb_assert(rc_lock_is_mine(ctx));
+	rb_hold_end();
 	for (unsigned i = 0; i < nr_mine; i++)
 		if (mine[i] == ctx) {
 			mine[i] = mine[--nr_mine];

@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "base/slow.h"
 #include "core/base/kick.h"
 #include "core/base/log.h"
 #include "core/ctx.h"
@@ -90,6 +91,7 @@ void rc_log_close(struct rref_ctx *ctx)
 
 static void deliver(struct rref_ctx *ctx, enum rref_log_level level, const char *text)
 {
+	rb_slow(RB_SLOW_HOOK);
 	rc_callback_enter();
 	ctx->log.fn(ctx->log.arg, level, text);
 	rc_callback_leave();

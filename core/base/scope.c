@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "base/slow.h"
 #include "core/base/guard.h"
 #include "core/base/scope.h"
 
@@ -83,6 +84,7 @@ static void tell(const struct rref_ctx *ctx, const struct rc_scope *s, unsigned 
 
 	if (!ctx->scopes->hook || in_hook)
 		return; /* a call that the hook made, and that is refused, has no scope */
+	rb_slow(RB_SLOW_SCOPE);
 	in_hook = true;
 	ctx->scopes->hook(ctx->scopes->hook_ctx, &told);
 	in_hook = false;

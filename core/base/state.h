@@ -31,9 +31,11 @@ struct rc_lock_state {
 struct rc_hooks {
 	struct list due under_lock; /* struct rc_hook: the program's code that is due */
 	_Atomic uint32_t nr;        /* number of due hooks; written under the lock */
+	/* hooks that are due too, pushed without the lock: a stack, linked by next */
+	_Atomic(struct list *) pushed;
 	/* the last thread in rref_progress, and when; see hook.c */
-	const void *progress_by under_lock;
-	int64_t progress_at;
+	_Atomic(const void *) progress_by;
+	_Atomic int64_t progress_at;
 };
 
 /* The program's log function. */
@@ -47,11 +49,10 @@ struct rc_log_state {
 /* Threads that sleep: on the devices, on each other, in an event loop. */
 struct rc_sleep {
 	int64_t wake_at under_lock; /* time at which the sleeping poller wakes by itself */
-	/* the poller sleeps, or is about to, or was woken and has not got the lock yet */
-	bool poller_asleep under_lock;
 	/* ns that waiters spin beyond the usual; see base/wait.c */
 	_Atomic uint32_t extra_patience;
 	unsigned arms under_lock; /* enum rc_arm: sleepers whom the devices would wake */
+	uint32_t last_sleep under_lock; /* number of the last sleep; not 0 behind the first */
 	struct rc_waiter *device_sleeper under_lock; /* manual mode: it sleeps on the devices */
 	struct list sleepers under_lock; /* the other waiters; wait.c */
 	int epfd, kickfd;
@@ -64,11 +65,16 @@ struct rc_sleep {
 	_Atomic uint32_t loop;
 	_Atomic uint32_t loop_told;               /* loopfd was written, and not read yet */
 	const void *loop_thread under_lock; /* thread that armed last */
-	/* sc: the poller sleeps in epoll; partner: work is published first */
+	uint32_t loop_sleep under_lock; /* number of the loop's last sleep */
+	/*
+	 * sc: number of the sleep on the devices; 0: no thread sleeps there. Partner: work is
+	 * published first. Written under the lock.
+	 */
 	cache_aligned _Atomic uint32_t sleeping;
-	_Atomic uint32_t kicked;
-	/* READs at a device that reports them by events */
-	_Atomic uint32_t reads_in_flight;
+	_Atomic uint32_t kicked; /* number of the sleep that a kick ended last, or 0 */
+	/* READs at a device that reports them by events; not those of fast reads. Apart from the
+	 * words above, which each READ's post looks at */
+	cache_aligned _Atomic uint32_t reads_in_flight;
 	_Atomic uint32_t watching;                /* sc: threads that poll for them */
 	/* sc: some thread sleeps on the devices, and they would not wake it */
 	_Atomic uint32_t reads_unarmed;

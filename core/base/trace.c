@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "base/limit.h"
+#include "base/slow.h"
 #include "core/base/scope.h"
 
 #define BUFFER_BYTES ((size_t)64 << 10)
@@ -49,6 +50,7 @@ static void trace_flush(struct rc_trace *t, int64_t now)
 {
 	size_t done = 0;
 
+	rb_slow(RB_SLOW_TRACE);
 	t->flushed_at = now;
 	while (t->fd >= 0 && done < t->used) {
 		/* Beyond its limit on files the kernel would end the process. */

@@ -5,6 +5,8 @@
  * sleeps on a word and leaves the work to the poller. In the manual mode, which has no poller, one
  * waiter sleeps on the devices for all.
  *
+ * No wait for a READ takes the progress lock, unless it is free. Its holder may stand still.
+ *
  * The kind of a wait (struct rc_wait_kind) tells its end. op/wait.c waits for a future or any of
  * several. This file waits for a condition, which no word tells of.
  *
@@ -31,6 +33,10 @@
 #define SPIN_NS (100 * NSEC_PER_USEC)
 #define YIELD_NS (3 * NSEC_PER_USEC) /* longer than an answer takes from one who spins */
 #define SPIN_MAX_NS (1 * NSEC_PER_MSEC)
+/* pause of a waiter that would sleep, and finds the lock taken */
+#define NAP_NS (20 * NSEC_PER_USEC)
+/* A wait that takes as long is late. Many threads and slow devices make waits of some ms. */
+#define LATE_NS (10 * NSEC_PER_MSEC)
 /* number of looks between two looks at the clock, and at other threads' needs */
 #define LOOKS 8u
 
@@ -39,11 +45,28 @@ void rc_wake_word(_Atomic uint32_t *word)
 	syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL, NULL, 0);
 }
 
+void rc_wake_one(_Atomic uint32_t *word)
+{
+	syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+}
+
 void rc_pass_on(struct rref_ctx *ctx, bool slow, int n)
 {
 	rc_assert_locked(ctx);
 	if (unlikely(slow && n > 0 && at_load(&ctx->sleep.sleeping)))
 		rc_kick(ctx);
+}
+
+/* Does what can be done while another thread has the lock. Returns as rc_make_progress. */
+static int do_without_lock(struct rref_ctx *ctx, int reads, bool due)
+{
+	/* The holder of the lock may be past its look. */
+	if (unlikely(due))
+		rc_kick(ctx);
+	if (unlikely(at_load(&ctx->hooks.pushed)))
+		reads += (int)rc_hook_run_any(ctx);
+	cpu_relax();
+	return reads ? reads : -1;
 }
 
 /*
@@ -54,12 +77,14 @@ void rc_pass_on(struct rref_ctx *ctx, bool slow, int n)
  */
 int rc_make_progress(struct rref_ctx *ctx, bool slow)
 {
-	int n;
+	bool due = false;
+	int reads = ctx->turns.engine->reads(ctx, &due), n;
 
-	if (!rc_trylock(ctx)) {
-		cpu_relax();
-		return -1;
-	}
+	reads = max_of(reads, 0);
+	if (reads && !due && !slow && at_load(&ctx->turns.has_poller))
+		return reads; /* mostly the caller's */
+	if (!rc_trylock(ctx))
+		return do_without_lock(ctx, reads, due);
 	/*
 	 * Looks at connections here without a poller: no other thread would, if all waits of the
 	 * program are short.
@@ -73,7 +98,7 @@ int rc_make_progress(struct rref_ctx *ctx, bool slow)
 	 * wake-up, and may leave now.
 	 */
 	rc_pass_on(ctx, slow, n);
-	return n + (int)rc_unlock_hooks(ctx);
+	return n + reads + (int)rc_unlock_hooks(ctx);
 }
 
 void rc_wait_sleep(struct rc_waiter *w, uint32_t value, int64_t deadline)
@@ -111,6 +136,17 @@ static needs_lock void call_sleeper(struct rref_ctx *ctx)
 	next->kind->call(next);
 }
 
+is_the_lock void rc_lock_looking(struct rref_ctx *ctx)
+{
+	unsigned turn = 0;
+	bool due = false;
+
+	while (!rc_trylock(ctx)) {
+		ctx->turns.engine->reads(ctx, &due);
+		rc_pause(&turn);
+	}
+}
+
 /*
  * Sleeps on the devices without a poller, if no other waiter does. A completion by another thread
  * kicks this waiter. The other waiters sleep on their words. A waiter that leaves calls the next,
@@ -126,12 +162,16 @@ static void device_sleep(struct rc_waiter *w, int64_t deadline)
 
 	if (!w->kind->will_sleep(w, &s))
 		return;
-	rc_lock(ctx);
+	/* Does not wait for the lock: it would not see the end of a READ meanwhile. */
+	if (!rc_trylock(ctx)) {
+		nanosleep(&(struct timespec){ .tv_nsec = NAP_NS }, NULL);
+		return;
+	}
 	if (ctx->sleep.device_sleeper) {
 		list_add_tail(&ctx->sleep.sleepers, &w->node);
 		rc_unlock(ctx);
 		rc_wait_sleep(w, s, deadline);
-		rc_lock(ctx);
+		rc_lock_looking(ctx);
 		list_del(&w->node);
 		call_sleeper(ctx);
 		rc_unlock(ctx);
@@ -147,7 +187,7 @@ static void device_sleep(struct rc_waiter *w, int64_t deadline)
 
 		ppoll(&pfd, 1, &ts, NULL);
 	}
-	rc_lock(ctx);
+	rc_lock_looking(ctx);
 	ctx->turns.engine->turns(ctx, true, 1);
 	ctx->turns.engine->disarm(ctx, RC_ARM_WAITER);
 	ctx->sleep.device_sleeper = NULL;
@@ -216,16 +256,27 @@ static void go_to_sleep(struct rc_waiter *w, bool reads, int64_t deadline)
 struct patience {
 	bool spins;           /* a word tells of the end: quick turns come first */
 	int64_t begun, until; /* ns; 0 = not yet */
+	int64_t late_at; /* INT64_MAX: never */
 };
 
 /* Tells whether the wait goes on with turns, and does not sleep yet. */
 static bool has_patience(struct rref_ctx *ctx, struct patience *p, int64_t now, bool worked)
 {
-	if (!p->begun)
-		p->begun = now;
 	if (p->spins && (!p->until || worked))
 		p->until = now + SPIN_NS + at_load(&ctx->sleep.extra_patience);
 	return now < p->until || (worked && !p->spins);
+}
+
+/* Notes the time. Tells the kind when the wait is late, and for how long it lasts. */
+static void look_at_time(struct rc_waiter *w, struct patience *p, int64_t now)
+{
+	if (!p->begun) {
+		p->begun = now;
+		p->late_at = w->kind->late ? now + LATE_NS : INT64_MAX;
+	} else if (unlikely(now >= p->late_at)) {
+		w->kind->late(w, now - p->begun);
+		p->late_at = now + (now - p->begun);
+	}
 }
 
 /*
@@ -242,6 +293,9 @@ int rc_wait(struct rc_waiter *w, bool reads, int64_t deadline, int64_t timeout)
 	unsigned turn = 0;
 	int err = 0;
 
+	/* A READ is mostly over at the first look. */
+	if (reads && rc_make_progress(ctx, false) > 0 && rc_wait_is_finished(w))
+		return 0;
 	if (reads)
 		watch_reads(ctx);
 	while (!rc_wait_is_finished(w)) {
@@ -259,6 +313,7 @@ int rc_wait(struct rc_waiter *w, bool reads, int64_t deadline, int64_t timeout)
 			err = -ETIMEDOUT;
 			break;
 		}
+		look_at_time(w, &p, now);
 		if (has_patience(ctx, &p, now, worked)) {
 			/* A thread that was woken may wait for this very processor. */
 			if (now - p.begun >= YIELD_NS)
@@ -269,7 +324,7 @@ int rc_wait(struct rc_waiter *w, bool reads, int64_t deadline, int64_t timeout)
 			blocking = true;
 			ctx->turns.engine->blocking(1);
 		}
-		go_to_sleep(w, reads, deadline);
+		go_to_sleep(w, reads, min_of(deadline, p.late_at));
 	}
 	if (reads)
 		unwatch_reads(ctx);

@@ -21,8 +21,13 @@
 /* Sleepers on the devices. */
 enum rc_arm { RC_ARM_POLLER = 1, RC_ARM_WAITER = 2, RC_ARM_LOOP = 4 };
 
-/* Calls of the rooms to the engine above them. All but blocking need the lock. */
+/* Calls of the rooms to the engine above them. All but reads and blocking need the lock. */
 struct rc_engine {
+	/*
+	 * Takes in READs that ended well. Returns their number, -EAGAIN if other threads are at it.
+	 * Sets *due if the holder of the lock has something to do.
+	 */
+	int (*reads)(struct rref_ctx *ctx, bool *due);
 	/* Takes a turn, and up to looks - 1 further looks at the devices. Returns events
 	 * handled. */
 	int (*turns)(struct rref_ctx *ctx, bool slow, unsigned looks);
@@ -69,6 +74,9 @@ struct rc_wait_kind {
 	 * the lock.
 	 */
 	void (*call)(struct rc_waiter *w);
+	/* Says that the wait has taken so long, in ns. Called again and again, with pauses that
+	 * grow. NULL: nothing can be done. */
+	void (*late)(struct rc_waiter *w, int64_t waited);
 	/* Sleeps, at most until deadline. NULL: on the word or on the devices. */
 	void (*sleep)(struct rc_waiter *w, int64_t deadline);
 };
@@ -99,13 +107,20 @@ int rc_wait(struct rc_waiter *w, bool reads, int64_t deadline, int64_t timeout);
 needs_lock int rc_wait_until(struct rref_ctx *ctx, bool (*ready)(struct rref_ctx *ctx, void *arg),
 			     void *arg, int64_t deadline);
 
-/* Makes some looks of the engine. Returns events handled; -1: another thread is at it. */
+/*
+ * Makes some looks of the engine. Returns events handled; -1: another thread is at it. READs that
+ * ended well are taken in even then.
+ */
 int rc_make_progress(struct rref_ctx *ctx, bool slow);
+
+/* Takes the lock, and takes in READs until it has it. */
+takes_lock void rc_lock_looking(struct rref_ctx *ctx);
 
 /* Sleeps on the waiter's word while it is value, at most until deadline. */
 void rc_wait_sleep(struct rc_waiter *w, uint32_t value, int64_t deadline);
 
 void rc_wake_word(_Atomic uint32_t *word);           /* all threads that sleep on it */
+void rc_wake_one(_Atomic uint32_t *word); /* one of them */
 needs_lock bool rc_sleeper_is_done(const struct rref_ctx *ctx); /* device_sleeper's wait is over */
 
 /* Passes on a sleeper's wake-up, which a turn that handled n events may have taken. */

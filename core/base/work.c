@@ -5,8 +5,6 @@
 #include "core/base/work.h"
 #include "core/ctx.h"
 
-#define BARE ((uintptr_t)1) /* mark in the address of an item */
-
 void rc_defer(struct rref_ctx *ctx, struct rc_work *w)
 {
 	struct rc_works *q = &ctx->works;
@@ -52,24 +50,15 @@ static needs_lock struct rc_work *next_deferred(struct rc_works *q)
 	return w;
 }
 
-static void push(struct rc_works *q, struct rc_item *item, uintptr_t tagged)
-{
-	uintptr_t head = at_load(&q->pushed);
-
-	/* sc. Pairs with rc_unlock and is_quiet. */
-	do
-		item->next = head;
-	while (!atomic_compare_exchange_weak(&q->pushed, &head, tagged));
-}
-
 void rc_work_push(struct rref_ctx *ctx, struct rc_work *w)
 {
-	push(&ctx->works, &w->item, (uintptr_t)&w->item);
+	/* sc. Pairs with rc_unlock and is_quiet. */
+	rc_item_push(&ctx->works.pushed, &w->item, (uintptr_t)&w->item);
 }
 
 void rc_work_push_bare(struct rref_ctx *ctx, struct rc_item *item)
 {
-	push(&ctx->works, item, (uintptr_t)item | BARE);
+	rc_item_push(&ctx->works.pushed, item, (uintptr_t)item | RC_ITEM_BARE); /* as above */
 }
 
 unsigned rc_work_run_pushed(struct rref_ctx *ctx)
@@ -81,14 +70,15 @@ unsigned rc_work_run_pushed(struct rref_ctx *ctx)
 	rc_assert_locked(ctx);
 	if (!i)
 		return 0;
-	/* Acquire. Pairs with push: its thread's last use of the item happened before. */
-	for (i = at_xchg_sc(&q->pushed, 0); i; i = next) {
-		struct rc_item *item = (struct rc_item *)(i & ~BARE);
+	/* Acquire. Pairs with rc_item_push: its thread's last use of the item happened before. */
+	i = rc_items_turned(at_xchg_sc(&q->pushed, 0)); /* first come, first served */
+	for (; i; i = next) {
+		struct rc_item *item = (struct rc_item *)(i & ~RC_ITEM_BARE);
 		struct rc_work *w = container_of(item, struct rc_work, item);
 
 		/* read before the item runs: it may then be freed or pushed again */
 		next = item->next;
-		if (i & BARE)
+		if (i & RC_ITEM_BARE)
 			q->run_bare(ctx, item);
 		else
 			w->run(ctx, w);

@@ -38,6 +38,33 @@ struct rc_works {
 	cache_aligned _Atomic uintptr_t pushed; /* a stack; a holder of the lock takes all of it */
 };
 
+/* Pushes an item to a stack. sc. Pairs with a thread that takes the stack, or looks at it. */
+static inline void rc_item_push(_Atomic uintptr_t *stack, struct rc_item *item, uintptr_t tagged)
+{
+	uintptr_t head = at_load(stack);
+
+	do
+		item->next = head;
+	while (!atomic_compare_exchange_weak(stack, &head, tagged));
+}
+
+#define RC_ITEM_BARE ((uintptr_t)1) /* mark in the address of an item */
+
+/* Turns a stack round. Returns the item that was pushed first; the links go to later ones. */
+static inline uintptr_t rc_items_turned(uintptr_t stack)
+{
+	uintptr_t first = 0, next;
+
+	for (; stack; stack = next) {
+		struct rc_item *item = (struct rc_item *)(stack & ~RC_ITEM_BARE);
+
+		next = item->next;
+		item->next = first;
+		first = stack;
+	}
+	return first;
+}
+
 /* Defers w. It is not in the queue. */
 needs_lock void rc_defer(struct rref_ctx *ctx, struct rc_work *w);
 /*

@@ -27,6 +27,7 @@
 #include "core/base/site.h"
 #include "core/call/internal.h"
 #include "core/op/kind.h"
+#include "core/op/step.h"
 #include "core/session/session.h"
 #include "core/value/value.h"
 
@@ -274,9 +275,7 @@ static needs_lock int nested_find(const struct rref_call *call, struct rref **ou
 	struct rref_ctx *ctx = call->ctx;
 	uint32_t first = get_le32(call->bytes), nr = get_le32((const char *)call->bytes + 4);
 	void *found;
-	int err = ctx->op.machine ? rp_held_value(ctx->op.machine, call->caller, &call->id,
-						  &call->fork, &found)
-				  : -ESHUTDOWN;
+	int err = rc_held_value(ctx, call->caller, &call->id, &call->fork, &found);
 	const struct rc_value *v;
 
 	if (err)

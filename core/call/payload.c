@@ -42,6 +42,7 @@
 #include "core/op/step.h"
 #include "core/read/read.h"
 #include "core/session/session.h"
+#include "core/value/value.h"
 
 #define COST_MIN 4096u                         /* least cost, which bounds their number too */
 
@@ -209,11 +210,23 @@ void rc_payload_offer(struct rref_ctx *ctx, struct rc_payload *p, uint32_t what,
 	list_add_tail(&ctx->call.offers[rc_bucket(ctx, p->peer, call_id)], &p->node);
 }
 
-/* Frees the payload without the lock, since scrubbing takes time. */
+/*
+ * Frees the payload. Scrubs it without the lock, since that takes time. Leaves a larger one than a
+ * turn's to scrub.c.
+ */
 static needs_lock void free_work(struct rref_ctx *ctx, struct rc_work *w)
 {
+	struct rc_payload *p = container_of(w, struct rc_payload, work);
+
+	if (rc_value_bytes(p->value) > RC_SCRUB_TURN) {
+		payload_release(p);
+		return;
+	}
 	rc_unlock_bare(ctx);
-	payload_release(container_of(w, struct rc_payload, work));
+	struct rc_scrub_own before = rc_scrub_own_begin(ctx);
+
+	payload_release(p);
+	rc_scrub_own_end(before);
 	rc_lock(ctx);
 }
 
@@ -293,8 +306,7 @@ static needs_lock void fetch_settle(struct rref_ctx *ctx, struct rc_incoming *in
 	if (f) {
 		in->status = f->status;
 		snprintf(in->text, sizeof(in->text), "%.*s", (int)sizeof(in->text) - 1, f->text);
-		in->body = f->view;
-		f->view = NULL;
+		in->body = rc_op_take_view(f);
 		rc_op_put(f);
 	}
 	if (!in->status && !rc_same_session(ctx, in->from, in->epoch)) {

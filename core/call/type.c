@@ -17,6 +17,7 @@
 #include "core/call/call.h"
 #include "core/ctx.h"
 #include "core/op/kind.h"
+#include "core/op/step.h"
 #include "core/read/read.h"
 #include "core/session/session.h"
 #include "core/value/value.h"
@@ -113,8 +114,7 @@ void rc_type_query(struct rref_ctx *ctx, struct rc_peer *from, const struct rw_t
 
 	rc_assert_locked(ctx);
 	/* Tells only the type of a value that the asker holds, by its own fork of it. */
-	if (ctx->op.machine &&
-	    !rp_held_value(ctx->op.machine, from->rank, &q->id, &q->fork, &value)) {
+	if (!rc_held_value(ctx, from->rank, &q->id, &q->fork, &value)) {
 		t = ((const struct rc_value *)value)->type;
 		m.u.type.element_size = t->element_size;
 		m.u.type.flags = t->flags;

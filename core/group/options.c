@@ -50,6 +50,8 @@ static const struct number {
 	  0, SIZE_MAX },
 	{ "RREF_MAX_LANDING_BYTES", NULL, FIELD_SIZE,
 	  offsetof(struct rref_options, max_landing_bytes), 0, SIZE_MAX },
+	{ "RREF_LOOK_BYTES", NULL, FIELD_SIZE, offsetof(struct rref_options, look_bytes), 0,
+	  SIZE_MAX },
 	{ "RREF_REGION_BYTES", NULL, FIELD_SIZE, offsetof(struct rref_options, region_bytes), 0,
 	  REGION_MAX },
 	{ "RREF_TIMEOUT_MS", NULL, FIELD_MS, offsetof(struct rref_options, timeout), 0,

@@ -16,6 +16,7 @@
 #include "core/base/lock.h"
 #include "core/observe/dump.h"
 #include "core/op/kind.h"
+#include "core/value/look.h"
 
 #define SLICE 128u
 
@@ -243,6 +244,19 @@ static void peer_line(struct dump *d, uint32_t rank)
 	rc_rec_end(&d->r);
 }
 
+static void onlooker_line(void *arg, uint32_t rank, uint32_t epoch, uint32_t values, uint64_t bytes)
+{
+	struct dump *d = arg;
+
+	rc_rec_begin(&d->r, "onlooker");
+	rc_rec_text(&d->r, "name", d->ctx->members[rank].name);
+	rc_rec_number(&d->r, "rank", rank);
+	rc_rec_number(&d->r, "epoch", epoch);
+	rc_rec_number(&d->r, "values", values);
+	rc_rec_number(&d->r, "bytes", bytes);
+	rc_rec_end(&d->r);
+}
+
 static void stats_line(struct dump *d)
 {
 	struct rref_stats s = { .size = sizeof(s) };
@@ -293,6 +307,9 @@ static int dump_write_all(struct dump *d, unsigned flags, rref_writer write, voi
 	for (uint32_t i = 0; i < ctx->world; i++)
 		if (i != ctx->rank)
 			peer_line(d, i);
+	rc_lock_settled(ctx);
+	rc_onlookers_visit(ctx, onlooker_line, d);
+	rc_unlock(ctx);
 	err = dump_flush(d, write, arg);
 	while (more && !err) {
 		rc_lock_settled(ctx);

@@ -7,6 +7,7 @@
 #include "core/base/clock.h"
 #include "core/base/guard.h"
 #include "core/base/lock.h"
+#include "core/base/ranks.h"
 #include "core/call/call.h"
 #include "core/observe/dump.h"
 #include "core/value/value.h"
@@ -36,7 +37,10 @@ static needs_lock void locked_part(struct rref_ctx *ctx, struct rref_stats *s)
 	s->dropped_messages = at_load(&ctx->n.dropped) + c.ignored;
 	s->nested = at_load(&ctx->n.nested);
 	s->sessions = ctx->n.sessions;
+	s->views_left = ctx->n.views_left;
+	s->views_left_bytes = at_load(&ctx->n.views_left_bytes);
 	s->resumed_sessions = ctx->n.resumed;
+	s->resumed_reads = ctx->n.reads_resumed;
 	s->messages_again = ctx->n.sent_again;
 	s->messages_not_again = ctx->n.not_again;
 	s->sent_bytes = ctx->n.sent_bytes;
@@ -44,10 +48,11 @@ static needs_lock void locked_part(struct rref_ctx *ctx, struct rref_stats *s)
 	memcpy(s->sent, ctx->n.sent_by_kind, sizeof(s->sent));
 	memcpy(s->received, ctx->n.received_by_kind, sizeof(s->received));
 	for (uint32_t i = 0; i < ctx->world; i++) {
+		rc_rank_next(ctx, i);
 		s->queued_messages += ctx->peers[i].nr_queued;
 		s->queued_bytes += ctx->peers[i].queued_bytes;
 		s->waiting_reads += at_load(&ctx->peers[i].nr_waiting) +
-				    ctx->peers[i].pieces.nr_reads;
+				    at_load(&ctx->peers[i].pieces.nr_reads);
 		s->stalled_peers += at_load(&ctx->peers[i].stalled_ns) != 0;
 	}
 }
@@ -65,6 +70,7 @@ int rref_get_stats(struct rref_ctx *ctx, struct rref_stats *out)
 	rc_lock_settled(ctx);
 	locked_part(ctx, &s);
 	rc_unlock(ctx);
+	rc_scrub_all(ctx);
 	ra_stats(ctx->value.arena, &v);
 	ra_stats(ctx->value.landing, &l);
 	s.size = out->size;
@@ -79,7 +85,6 @@ int rref_get_stats(struct rref_ctx *ctx, struct rref_stats *out)
 	s.messages_received = at_load(&ctx->n.received);
 	s.calls_served = at_load(&ctx->n.calls) + at_load(&ctx->n.inline_calls);
 	s.calls_open = rc_calls_open(ctx);
-	s.ops_in_flight = rc_ops_in_flight(ctx);
 	s.quarantined = at_load(&ctx->n.quarantined);
 	s.rejected_peers = at_load(&ctx->n.rejected);
 	s.dead_peers = at_load(&ctx->n.dead);
@@ -135,7 +140,7 @@ int rref_get_peer_stats(struct rref_ctx *ctx, int rank, struct rref_peer_stats *
 	s.received_bytes = p->traffic.received_bytes;
 	s.queued_messages = p->nr_queued;
 	s.queued_bytes = p->queued_bytes;
-	s.waiting_reads = at_load(&p->nr_waiting) + p->pieces.nr_reads;
+	s.waiting_reads = at_load(&p->nr_waiting) + at_load(&p->pieces.nr_reads);
 	s.call_bytes = rc_call_bytes(p);
 	s.stalled = at_load(&p->stalled_ns);
 	if (p->heard_at)
@@ -193,6 +198,10 @@ static const struct {
 	FIELD(messages_not_again),
 	FIELD(reads_again),
 	FIELD(reads_joined),
+	FIELD(looks),
+	FIELD(views_left),
+	FIELD(views_left_bytes),
+	FIELD(resumed_reads),
 };
 
 const char *rc_stats_field(unsigned i, size_t *at)

@@ -14,6 +14,8 @@
 #include "core/op/step.h"
 
 #define RESCAN_NS (20 * NSEC_PER_MSEC)
+/* An operation that no thread waits for is late after so long. A waiter has less patience. */
+#define LATE_NS (100 * NSEC_PER_MSEC)
 
 /*
  * Returns the first slot from i on that may be taken, or nr if there is none. May miss a slot that
@@ -60,39 +62,85 @@ static needs_lock void queue_then(struct rref_future *f)
 	rc_hook_push(f->ctx, &f->then_hook);
 }
 
-/* Completes f, and wakes its waiters. Returns true if the caller has to queue its callback. */
-static bool complete(struct rref_future *f)
+/*
+ * Wakes the waiters of a future that is complete. old: its state before. Returns true if the caller
+ * has to queue its callback.
+ */
+static bool wake_all_of(struct rref_future *f, uint32_t old)
 {
 	uint32_t set = 1;
-	/* sc. Pairs with rref_future_then: it stores then_state and then looks at state. One of
-	 * the two sees both. */
-	uint32_t old = at_xchg_sc(&f->state, RC_F_DONE);
 
-	if (unlikely(old & (RC_F_SCOPED | RC_F_WAITERS | RC_F_ANY))) {
+	if (unlikely(old & ~(uint32_t)RC_F_MASK)) {
 		if (old & RC_F_SCOPED)
 			rc_scope_detach(f, f->status);
-		if (old & (RC_F_WAITERS | RC_F_ANY))
+		if (old & ~(uint32_t)(RC_F_MASK | RC_F_SCOPED))
 			rc_wait_wake(f, old);
 	}
 	return at_load_sc(&f->then_state) == 1 && at_cas_ar(&f->then_state, &set, 2);
 }
 
+/* Does the rest for a future that is complete. old: its state before. */
+static needs_lock void tell_locked(struct rref_future *f, uint32_t old)
+{
+	rc_assert_locked(f->ctx);
+	if (wake_all_of(f, old))
+		queue_then(f);
+	rc_loop_wake(f->ctx); /* sc, by the callers. Pairs with rref_ctx_arm */
+}
+
+static void tell_unlocked(struct rref_future *f, uint32_t old)
+{
+	if (wake_all_of(f, old)) {
+		at_add(&f->refs, 1);
+		f->then_hook.run = run_then;
+		rc_hook_push_any(f->ctx, &f->then_hook);
+	}
+	rc_loop_wake(f->ctx); /* as above */
+}
+
 void rc_op_finish_locked(struct rref_future *f)
 {
 	rc_assert_locked(f->ctx);
-	if (complete(f))
-		queue_then(f);
-	rc_loop_wake(f->ctx); /* sc, in complete. Pairs with rref_ctx_arm */
+	/* sc. Pairs with rref_future_then: it stores then_state and then looks at state. One of the
+	 * two sees both. */
+	tell_locked(f, at_xchg_sc(&f->state, RC_F_DONE));
 }
 
 void rc_op_finish(struct rref_future *f)
 {
-	if (complete(f)) {
-		rc_lock(f->ctx);
-		queue_then(f);
-		rc_unlock(f->ctx);
-	}
-	rc_loop_wake(f->ctx); /* as above */
+	tell_unlocked(f, at_xchg_sc(&f->state, RC_F_DONE)); /* sc, as above */
+}
+
+/* Moves f from PENDING to DONE. Returns false if it was not PENDING, otherwise its state before. */
+static bool succeed(struct rref_future *f, uint32_t *old)
+{
+	*old = at_load(&f->state);
+	do {
+		if ((*old & RC_F_MASK) != RC_F_PENDING)
+			return false;
+	} while (!at_cas_weak_sc(&f->state, old, RC_F_DONE)); /* sc, as above */
+	return true;
+}
+
+bool rc_op_succeed_locked(struct rref_future *f)
+{
+	uint32_t old;
+
+	rc_assert_locked(f->ctx);
+	if (!succeed(f, &old))
+		return false;
+	tell_locked(f, old);
+	return true;
+}
+
+bool rc_op_succeed(struct rref_future *f)
+{
+	uint32_t old;
+
+	if (!succeed(f, &old))
+		return false;
+	tell_unlocked(f, old);
+	return true;
 }
 
 /*
@@ -213,6 +261,46 @@ int64_t rc_ops_due(const struct rref_ctx *ctx)
 									       : next_scan(ctx);
 }
 
+/* Tells the kind that f is late, without the lock. */
+static needs_lock void tell_kind(struct rref_ctx *ctx, struct rc_work *w)
+{
+	struct rref_future *f = container_of(w, struct rref_future, work);
+
+	f->is_told = false;
+	rc_unlock_bare(ctx);
+	f->is->late(f, now_ns() - at_load(&f->seen_at));
+	rc_lock(ctx);
+	rc_op_put(f);
+}
+
+/* Ends f if its time is over. Gives back the caller's hold, at the latest behind tell_kind. */
+static needs_lock void end_or_tell(struct rref_ctx *ctx, struct rref_future *f, int64_t now,
+			       bool late)
+{
+	if (at_load(&f->deadline) <= now)
+		expire(ctx, f);
+	/* Acquire. Behind that no other part of a read has work under the lock. */
+	if (late && f->is->late && at_load_acq(&f->posted) && rc_op_wanted(f) && !f->is_told) {
+		/* Marked: another scan may come before the work does, which has one link. */
+		f->is_told = true;
+		f->work.run = tell_kind;
+		rc_defer(ctx, &f->work);
+	} else {
+		rc_op_put(f);
+	}
+}
+
+/* Returns whether f is late at this scan, for the first time or for twice as long. */
+static needs_lock bool is_late(struct rref_ctx *ctx, const struct rref_future *f, int64_t now)
+{
+	int64_t seen = at_load(&f->seen_at), waited = now - seen;
+	int64_t before = ctx->op.scanned_at - seen;
+
+	return seen && waited >= LATE_NS &&
+	       (before < LATE_NS || __builtin_clzll((uint64_t)waited) <
+					    __builtin_clzll((uint64_t)before));
+}
+
 /*
  * Looks at slot i, and ends its operation if the time is over. Returns whether the slot is not
  * done: then ctx->op.due regards it.
@@ -220,8 +308,10 @@ int64_t rc_ops_due(const struct rref_ctx *ctx)
 static needs_lock bool scan_slot(struct rref_ctx *ctx, uint32_t i, int64_t now)
 {
 	struct rref_future *op = rc_op_at(ctx, i);
-	struct rref_future *f = at_load(&op->deadline) <= now ? pin_pending(ctx, i) : NULL;
 	bool pending = (at_load(&op->state) & RC_F_MASK) != RC_F_DONE;
+	bool late = pending && is_late(ctx, op, now);
+	struct rref_future *f =
+		late || at_load(&op->deadline) <= now ? pin_pending(ctx, i) : NULL;
 
 	/* The slot may be given to the next operation meanwhile. That operation begins at this very
 	 * moment, so the time is true of it too. */
@@ -234,11 +324,8 @@ static needs_lock bool scan_slot(struct rref_ctx *ctx, uint32_t i, int64_t now)
 
 		ctx->op.due = min_of(ctx->op.due, due);
 	}
-	if (f) {
-		if (at_load(&f->deadline) <= now)
-			expire(ctx, f);
-		rc_op_put(f);
-	}
+	if (f)
+		end_or_tell(ctx, f, now, late);
 	return pending;
 }
 
@@ -263,8 +350,8 @@ void rc_ops_expire(struct rref_ctx *ctx, int64_t now)
 }
 
 /*
- * Fails the operations that end with the peer. Skips reads: each ends by its own completion, its
- * wait, or its place in peer->waiting.
+ * Fails the operations that end with the peer. Reads are among them. A READ may be over, and its
+ * end be in the hand of a thread that stands still.
  */
 void rc_ops_fail_peer(struct rref_ctx *ctx, uint32_t peer, int status, const char *text)
 {

@@ -4,14 +4,16 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/fast.h"
 #include "core/base/guard.h"
 #include "core/base/kick.h"
 #include "core/base/lock.h"
 #include "core/base/site.h"
 #include "core/ctx.h"
+#include "core/op/kind.h"
 
 /* Waits for f. The program's own thread may have stood in for the poller's; see progress.c. */
-int rref_future_wait(struct rref_future *f, int64_t timeout)
+static __attribute__((noinline)) int future_wait(struct rref_future *f, int64_t timeout)
 {
 	RB_NO_CANCEL;
 
@@ -26,6 +28,14 @@ int rref_future_wait(struct rref_future *f, int64_t timeout)
 			return rc_fail(ETIMEDOUT, "the wait timed out; the operation goes on");
 	}
 	return f->status ? rc_op_error(f) : 0;
+}
+
+int rref_future_wait(struct rref_future *f, int64_t timeout)
+{
+	/* A fence between the threads, and nothing else, if it is complete and went well. */
+	if (RB_FAST(likely(f && rc_op_done(f)) && !rc_is_barred(f->ctx) && !f->status))
+		return 0;
+	return future_wait(f, timeout);
 }
 
 int rref_future_test(const struct rref_future *f)
@@ -116,11 +126,8 @@ int rref_future_view(struct rref_future *f, struct rref_view **out)
 
 	if (err)
 		return err;
-	if (!f->view)
-		return rc_fail(ENOMSG, "the future holds no view (any more)");
-	*out = f->view;
-	f->view = NULL;
-	return 0;
+	*out = rc_op_take_view(f);
+	return *out ? 0 : rc_fail(ENOMSG, "the future holds no view (any more)");
 }
 
 int rref_future_data(const struct rref_future *f, const void **data, size_t *length)
@@ -168,10 +175,22 @@ int rref_future_ref(struct rref_future *f, size_t i, struct rref **out)
 	return 0;
 }
 
-void rref_future_free(struct rref_future *f)
+static __attribute__((noinline)) void future_put(struct rref_future *f)
 {
 	RB_NO_CANCEL;
 
-	if (f && !rc_is_child(f->ctx))
+	if (!at_load(&f->queue) || !rc_queue_leave(f))
 		rc_op_put(f);
+}
+
+void rref_future_free(struct rref_future *f)
+{
+	if (!f || rc_is_child(f->ctx))
+		return;
+	/* The last hold on an own future stays the last, since nobody finds the future but its
+	 * queue. Acquire: the other holders are done with it. */
+	if (RB_FAST(f->is->keep && at_load_acq(&f->refs) == 1 && !at_load(&f->queue)))
+		f->is->keep(f);
+	else
+		future_put(f);
 }

@@ -31,8 +31,11 @@ enum {
 	RC_F_MASK = 3,
 	RC_F_WAITERS = 4,
 	RC_F_SCOPED = 8,
-	RC_F_ANY = 16 /* a thread waits for any of several; wait.c */
+	RC_F_QUEUED = 16 /* the end pushes the future to its queue; queue.c */
 };
+/* bells that its end rings; wait.c */
+#define RC_F_BELLS UINT32_C(0xffffff00)
+#define RC_F_BELLS_AT 8
 
 /* A reference that arrived in a call or reply and is on its way to being confirmed. */
 struct rc_inref {
@@ -83,9 +86,10 @@ static inline void rc_incoming_init(struct rc_incoming *in)
  * A future's law: an accepted operation completes exactly once. The thread that moves state PENDING
  * -> COMPLETING owns the result fields, fills them, and moves it to DONE (release). Everybody else
  * reads them after DONE (acquire). Only holders of the lock complete calls and creations. They may
- * therefore fill the fields while it is PENDING (rc_op_answered). refs: 1 of the program + 1 of the
- * engine. The engine's goes when no device and no peer can touch the operation any more. So a
- * landing buffer outlives a time-out (quarantine).
+ * therefore fill the fields while it is PENDING (rc_op_answered). A read that goes well needs no
+ * COMPLETING: its view is put in by compare-and-swap, and then state moves (rc_op_succeed). refs: 1
+ * of the program + 1 of the engine. The engine's goes when no device and no peer can touch the
+ * operation any more. So a landing buffer outlives a time-out (quarantine).
  */
 struct rref_future {
 	_Atomic uint32_t state;       /* futex word */
@@ -101,19 +105,26 @@ struct rref_future {
 	/* NULL until it is under way (set under the lock, but for reads) */
 	_Atomic(const struct rc_op_kind *) kind;
 	uint32_t peer;                /* worker whose value is read or whose answer is waited for */
+	int status, wc_status;        /* result [op], as the fields below */
+	/* NULL -> the view of a read, by compare-and-swap. RC_VIEW_TAKEN: the program has it */
+	_Atomic(struct rref_view *) view;
+	struct rref_future *own_next; /* link of a free own future; value/own.c */
 	_Atomic int64_t deadline;     /* [atomic] CLOCK_MONOTONIC ns; INT64_MAX = none */
 	/* ends with the operation; set with RC_F_SCOPED. scope.c */
 	_Atomic(struct rc_scope *) scope;
+	/* queue that it is in, with marks; 0 = none. queue.c has these three */
+	_Atomic uintptr_t queue;
+	struct rc_item queued; /* [queue] link */
+	void *tag; /* [queue] */
 	/* [atomic] time when a scan first saw it under way; 0 = not yet. The read path asks no
 	 * clock */
 	_Atomic int64_t seen_at;
 	struct list node;	/* under the lock; peer->waiting, or peer->pieces.reads */
 	/* hook apart from node: a read that ends while it waits is in both */
 	struct rc_hook then_hook;
+	struct rc_work work;	/* a large read's start or next turn */
 
 	/* result [op] */
-	int status, wc_status;
-	struct rref_view *view;
 	const struct rc_type *type;
 	char *data;
 	size_t data_length;
@@ -126,18 +137,22 @@ struct rref_future {
 	struct rp_location loc;
 	struct rc_landing *landing;   /* owned by the engine until delivered */
 	uint64_t offset, length;      /* payload range wanted */
+	size_t look_least; /* [const] bytes from which on it ends with a look */
 	uint64_t next;                /* payload bytes asked for so far */
-	/* under the lock; READs at the device (set before posting where that is not under the
-	 * lock) */
-	uint32_t outstanding;
-	/* under the lock; the connection that they are at, as in struct rc_split; 0 = it is not
-	 * read in pieces */
-	uint64_t pieces_at;
-	uint64_t bytes_at;	/* under the lock; bytes of theirs in flight */
-	/* under the lock; the next one that the same READ brings (set before posting);
-	 * read/merge.c */
+	/* READs at the device, set before they are posted; one more while it has pieces to post.
+	 * The thread that makes it 0 ends the read, or leaves that to the holder of the lock */
+	_Atomic uint32_t outstanding;
+	_Atomic bool posted; /* release: its range is set. Pairs with rc_read_late */
+	bool is_told; /* under the lock: `work` is to tell its kind that it is late */
+	/* set before posting: the connection that they are at, as in struct rc_split; 0 = it is
+	 * not read in pieces */
+	uint32_t pieces_at;
+	_Atomic uint64_t bytes_at;    /* bytes of theirs in flight */
+	/* set before posting: the next one that the same READ brings; read/merge.c */
 	struct rref_future *merged_next;
-	int read_status, read_wc;     /* first failure of a piece */
+	struct rc_work read_work;     /* ends it under the lock; pushed by the last READ's end */
+	/* under the lock; first failure of a piece */
+	int read_status, read_wc;
 	bool header_asked;
 	bool whole;                   /* [const] not a range: the table of segments is read too */
 	bool parked;	/* under the lock; waits in the machine for its location */
@@ -152,8 +167,29 @@ struct rref_future {
 	/* barrier; call: references that its result must have, 0 = any */
 	uint64_t number;
 	bool replied;	/* under the lock; call: its answer came */
+	/* [const] the read that it stands in for, held; read/again.c */
+	struct rref_future *stands_for;
 	struct rc_incoming *fetch;    /* purpose of a payload's READ */
 };
+
+#define RC_VIEW_TAKEN ((struct rref_view *)1)
+
+/* Returns the view that is still in a complete future, or NULL. */
+static inline struct rref_view *rc_op_view(const struct rref_future *f)
+{
+	struct rref_view *v = at_load_acq(&f->view);
+
+	return v == RC_VIEW_TAKEN ? NULL : v;
+}
+
+/* Takes the view out of a complete future. */
+static inline struct rref_view *rc_op_take_view(struct rref_future *f)
+{
+	struct rref_view *v = rc_op_view(f);
+
+	at_store(&f->view, RC_VIEW_TAKEN);
+	return v;
+}
 
 /* Returns true while f is neither complete, nor timed out or cancelled. */
 static inline bool rc_op_wanted(const struct rref_future *f)
@@ -174,6 +210,10 @@ static inline int rc_op_error(const struct rref_future *f)
 
 /* op.c: slots */
 #define RC_OP_CHUNK 256u
+/* Sets up a future in memory of zeros, as a free slot. */
+void rc_op_init(struct rref_future *f, struct rref_ctx *ctx, uint32_t index);
+/* Sets all but state and holds back for a new operation. Nobody else knows f. */
+void rc_op_clean(struct rref_future *f, const struct rc_op_kind *kind);
 int rc_ops_open(struct rref_ctx *ctx, unsigned max_ops);
 void rc_ops_close(struct rref_ctx *ctx);
 /*
@@ -185,6 +225,8 @@ enum rc_op_share { RC_OP_PROGRAM = 1, RC_OP_ARGUMENTS = 2, RC_OP_RESULT = 3 };
 /* Gets a slot for an operation of that kind. Waits for one until deadline. */
 int rc_op_get(struct rref_ctx *ctx, const struct rc_op_kind *kind, int64_t deadline,
 	      struct rref_future **out);
+/* Gets a slot, and waits for no other thread. Returns -EAGAIN if it would have to. */
+int rc_op_get_now(struct rref_ctx *ctx, const struct rc_op_kind *kind, struct rref_future **out);
 /* Takes the slot that is at hand. Returns false if there is none. */
 bool rc_op_try(struct rref_ctx *ctx, const struct rc_op_kind *kind, struct rref_future **out);
 int rc_op_get_share(struct rref_ctx *ctx, enum rc_op_share share, const struct rc_op_kind *kind,
@@ -201,11 +243,20 @@ struct rref_future *rc_op_at(struct rref_ctx *ctx, uint32_t index);
 uint64_t rc_op_token(const struct rref_future *f);
 void rc_op_put(struct rref_future *f);
 uint32_t rc_ops_in_flight(const struct rref_ctx *ctx);
+uint32_t rc_ops_max(const struct rref_ctx *ctx); /* max_ops, rounded up */
 /* complete.c: how they end */
 bool rc_op_claim(struct rref_future *f);       /* PENDING -> COMPLETING: true for one caller */
-/* COMPLETING -> DONE: wakes the waiters, queues the callback. */
-without_lock void rc_op_finish(struct rref_future *f);
-needs_lock void rc_op_finish_locked(struct rref_future *f); /* does the same */
+/* COMPLETING -> DONE: wakes the waiters, queues the callback. Waits for no lock. */
+void rc_op_finish(struct rref_future *f);
+/* Does the same. The callback is queued at once. */
+needs_lock void rc_op_finish_locked(struct rref_future *f);
+/*
+ * PENDING -> DONE, for a result that is only a view. It is in f by then, and any thread that found
+ * it there may do this. Returns whether this thread ended f. Waits for no lock.
+ */
+bool rc_op_succeed(struct rref_future *f);
+/* Does the same. The callback is queued at once. */
+needs_lock bool rc_op_succeed_locked(struct rref_future *f);
 /* Claims and finishes a call that waits for its answer, and puts the engine's hold. */
 needs_lock void rc_op_answered(struct rref_future *f);
 /* Claims and finishes an operation with an error. */
@@ -223,6 +274,16 @@ void rc_op_run_then(struct rref_future *f);    /* runs the callback on this thre
 /* future.c */
 /* Makes the checks that each result getter begins with. */
 int rc_future_check(const struct rref_future *f, const char *what);
+/* queue.c */
+/* Gives f, which is complete, to its queue. A thread that takes it out may free it at once. */
+void rc_queue_push(struct rref_future *f);
+/*
+ * Takes f out of its queue, since the program frees it. Returns true if the queue has the program's
+ * hold from then on.
+ */
+bool rc_queue_leave(struct rref_future *f);
+/* Frees the queues that are left. All operations are over. */
+void rc_queues_close(struct rref_ctx *ctx);
 /* wait.c */
 /* Wakes the waiters of f, which is complete. old: its state before. */
 void rc_wait_wake(struct rref_future *f, uint32_t old);

@@ -8,7 +8,7 @@
 
 #include "core/ctx.h"
 
-/* All functions but release are called under the lock. */
+/* All functions but release, keep and late are called under the lock. */
 struct rc_op_kind {
 	const char *name;    /* in dumps */
 	bool calls;          /* somebody works on it: a barrier tells that this worker is busy */
@@ -21,6 +21,9 @@ struct rc_op_kind {
 	void (*end)(struct rref_ctx *ctx, struct rref_future *f, int status, const char *text);
 	/* Gives back what the operation brought and held. NULL: nothing. */
 	void (*release)(struct rref_future *f);
+	/* Takes back a future that nobody holds any more. Called without the lock. NULL: it has a
+	 * slot. Otherwise it was complete from the beginning, and only its holders know it. */
+	void (*keep)(struct rref_future *f);
 	/* Writes what has timed out. NULL: "timed out". */
 	void (*expired)(const struct rref_future *f, char *text, size_t size);
 	/* Returns text with news of the worker that was waited for. buf: RREF_TEXT_SIZE bytes. */
@@ -36,6 +39,11 @@ struct rc_op_kind {
 	 * a slot, and it may go on. NULL: nothing. */
 	void (*over)(struct rref_future *f);
 	void (*resume)(struct rref_future *f);
+	/*
+	 * Says that a thread has waited for f for so long, in ns. Called again and again, with
+	 * pauses that grow. NULL: nothing can be done.
+	 */
+	void (*late)(struct rref_future *f, int64_t waited);
 };
 
 /* Says that the operation is under way: scans of the slab find it. Pairs with pin_pending. */

@@ -73,12 +73,27 @@ static struct rref_future *pop_free(struct rref_ctx *ctx)
 	return f;
 }
 
-static int op_grow(struct rref_ctx *ctx)
+void rc_op_init(struct rref_future *f, struct rref_ctx *ctx, uint32_t index)
+{
+	f->index = index;
+	f->ctx = ctx;
+	list_init(&f->node);
+	list_init(&f->then_hook.node);
+	/* free slots look finished to a scan of the slab */
+	at_store(&f->state, RC_F_DONE);
+	at_store(&f->deadline, INT64_MAX);
+}
+
+/* waits: for another thread that has the lock. Otherwise returns -EAGAIN then, without a text. */
+static int op_grow(struct rref_ctx *ctx, bool waits)
 {
 	uint32_t nr;
 	int err = 0;
 
-	pthread_mutex_lock(&ctx->op.grow_lock);
+	if (waits)
+		pthread_mutex_lock(&ctx->op.grow_lock);
+	else if (pthread_mutex_trylock(&ctx->op.grow_lock))
+		return -EAGAIN;
 	nr = at_load(&ctx->op.nr);
 	if ((uint32_t)at_load_acq(&ctx->op.free) != 0)
 		goto out; /* somebody grew meanwhile */
@@ -90,15 +105,8 @@ static int op_grow(struct rref_ctx *ctx)
 		goto out;
 	}
 	memset(chunk, 0, RC_OP_CHUNK * sizeof(*chunk));
-	for (uint32_t i = 0; i < RC_OP_CHUNK; i++) {
-		chunk[i].index = nr + i;
-		chunk[i].ctx = ctx;
-		list_init(&chunk[i].node);
-		list_init(&chunk[i].then_hook.node);
-		/* free slots look finished to a scan of the slab */
-		at_store(&chunk[i].state, RC_F_DONE);
-		at_store(&chunk[i].deadline, INT64_MAX);
-	}
+	for (uint32_t i = 0; i < RC_OP_CHUNK; i++)
+		rc_op_init(&chunk[i], ctx, nr + i);
 	at_store_rel(&ctx->op.chunk[nr / RC_OP_CHUNK], chunk);
 	at_store_rel(&ctx->op.nr, nr + RC_OP_CHUNK);
 	for (uint32_t i = RC_OP_CHUNK; i-- > 0;)
@@ -187,6 +195,11 @@ uint32_t rc_ops_in_flight(const struct rref_ctx *ctx)
 	return nr - (nr && spare);
 }
 
+uint32_t rc_ops_max(const struct rref_ctx *ctx)
+{
+	return ctx->op.max;
+}
+
 static int no_slot(struct rref_ctx *ctx, int err)
 {
 	rb_assert_is(at_load(&ctx->op.in_flight), >, 0);
@@ -196,8 +209,10 @@ static int no_slot(struct rref_ctx *ctx, int err)
 
 /*
  * Counts a slot before it takes it. share: how many times max_ops there may be with this one.
+ * waits: as op_grow.
  */
-static int try_get(struct rref_ctx *ctx, enum rc_op_share share, struct rref_future **out)
+static int try_get(struct rref_ctx *ctx, enum rc_op_share share, bool waits,
+		   struct rref_future **out)
 {
 	*out = op_take_spare(ctx, share);
 	if (*out)
@@ -216,18 +231,18 @@ static int try_get(struct rref_ctx *ctx, enum rc_op_share share, struct rref_fut
 			at_add(&ctx->op.taken[(*out)->index / RC_OP_CHUNK], 1);
 			return 0;
 		}
-		int err = op_grow(ctx);
+		int err = op_grow(ctx, waits);
 
 		if (err)
 			return no_slot(ctx, err);
 	}
 }
 
-static void begin(struct rref_future *f, const struct rc_op_kind *kind)
+void rc_op_clean(struct rref_future *f, const struct rc_op_kind *kind)
 {
-	rb_assert_with(!at_load(&f->refs), "slot %u", f->index);
 	rb_assert_is(at_load(&f->deadline), ==, INT64_MAX);
 	rb_assert_is(at_load(&f->state), ==, RC_F_DONE);
+	rb_assert_with(!at_load(&f->queue), "slot %u", f->index);
 	/* No kind and no deadline yet: a scan of the slab leaves it alone until it is really
 	 * under way. */
 	at_store(&f->kind, NULL);
@@ -238,7 +253,7 @@ static void begin(struct rref_future *f, const struct rc_op_kind *kind)
 	f->status = 0;
 	f->wc_status = -1;
 	f->about = 0;
-	f->view = NULL;
+	at_store(&f->view, NULL);
 	f->type = NULL;
 	f->data = NULL;
 	f->data_length = 0;
@@ -246,14 +261,23 @@ static void begin(struct rref_future *f, const struct rc_op_kind *kind)
 	f->text[0] = 0;
 	f->handle = NULL;
 	f->landing = NULL;
-	f->outstanding = 0;
+	at_store(&f->outstanding, 0);
+	at_store(&f->posted, false);
 	f->pieces_at = 0;
+	f->look_least = SIZE_MAX;
 	f->parked = false;
 	f->replied = false;
+	f->stands_for = NULL;
 	f->fetch = NULL;
 	f->number = 0;
 	f->read_status = 0;
 	f->read_wc = -1;
+}
+
+static void begin(struct rref_future *f, const struct rc_op_kind *kind)
+{
+	rb_assert_with(!at_load(&f->refs), "slot %u", f->index);
+	rc_op_clean(f, kind);
 	at_store_rel(&f->refs, 2); /* Pairs with pin_pending and rc_op_hold */
 	/* Release: a thread that finds the operation by its token or scans the slab sees the
 	 * fields above. */
@@ -279,7 +303,7 @@ static needs_lock bool got_slot(struct rref_ctx *ctx, void *arg)
 	if (at_load(&ctx->state) == RC_CTX_CLOSING && rc_in_callback())
 		s->err = -ESHUTDOWN;
 	else
-		s->err = try_get(ctx, s->share, &s->f);
+		s->err = try_get(ctx, s->share, true, &s->f);
 	return s->err != -EAGAIN;
 }
 
@@ -287,7 +311,7 @@ int rc_op_get_share(struct rref_ctx *ctx, enum rc_op_share share, const struct r
 		    int64_t deadline, struct rref_future **out)
 {
 	struct slot s = { .share = share };
-	int err = try_get(ctx, share, &s.f);
+	int err = try_get(ctx, share, true, &s.f);
 
 	if (unlikely(err == -EAGAIN && deadline > 0)) {
 		rc_lock(ctx);
@@ -321,10 +345,23 @@ int rc_op_get(struct rref_ctx *ctx, const struct rc_op_kind *kind, int64_t deadl
 	return rc_op_get_share(ctx, RC_OP_PROGRAM, kind, deadline, out);
 }
 
+int rc_op_get_now(struct rref_ctx *ctx, const struct rc_op_kind *kind, struct rref_future **out)
+{
+	int err = try_get(ctx, RC_OP_PROGRAM, false, out);
+
+	if (!err)
+		begin(*out, kind);
+	return err;
+}
+
 static void op_release(struct rref_future *f)
 {
 	struct rref_ctx *ctx = f->ctx;
 
+	if (f->is->keep) {
+		f->is->keep(f);
+		return;
+	}
 	if (f->is->release)
 		f->is->release(f);
 	at_store(&f->kind, NULL);

@@ -14,5 +14,7 @@ needs_lock void rc_pool_push(struct rref_ctx *ctx, struct rref_call *call);
 void rc_pool_blocking(int delta);
 bool rc_may_wait(const struct rref_ctx *ctx);            /* not in a callback or inline handler */
 void rc_pool_fork_child(void);
+/* wait.c */
+void rc_wait_fork_child(void); /* called by the pool's */
 
 #endif

@@ -42,6 +42,8 @@ struct rc_pool {
 	unsigned queued;             /* guarded by lock: calls in queue */
 	/* guarded by lock; idle also counts threads that were woken and have not looked yet */
 	unsigned threads, idle, blocked;
+	/* guarded by lock: threads that are being started, and threads that start some */
+	unsigned starting;
 	bool stop;
 	struct rc_caller caller[];   /* by rank */
 };
@@ -59,6 +61,7 @@ bool rc_may_wait(const struct rref_ctx *ctx)
 
 void rc_pool_fork_child(void)
 {
+	rc_wait_fork_child();
 	my_pool = NULL;
 	my_caller = NULL;
 	my_waits = 0;
@@ -136,44 +139,80 @@ static void run_left(struct list *queue)
 	}
 }
 
-/*
- * Starts a thread if there is work that no thread is free for. Moves the queue to *refused if no
- * thread can be started and all threads wait. Guarded by lock.
- */
-static void pool_grow(struct rc_pool *pool, struct list *refused)
+/* Wakes an idle thread for the queue. Returns whether one has to be started. Guarded by lock. */
+static bool wants_thread(struct rc_pool *pool)
 {
-	struct list *n;
-
-	char why[200];
-	int err;
-
 	if (!pool->queued)
-		return;
+		return false;
 	/* Signals once for each call: a thread that was woken for an earlier call still counts
 	 * as idle. */
 	if (pool->idle >= pool->queued) {
 		pthread_cond_signal(&pool->work);
-		return;
+		return false;
 	}
-	if (pool->threads - pool->blocked >= pool->target)
+	return pool->threads - pool->blocked < pool->target;
+}
+
+/*
+ * Starts a thread if there is work that no thread is free for. Moves the queue to *refused if no
+ * thread can be started and all threads wait. Guarded by lock, and lets go of it meanwhile.
+ */
+static void pool_grow(struct rc_pool *pool, struct list *refused)
+{
+	struct list *n;
+	char why[200];
+	int err;
+
+	if (!wants_thread(pool))
 		return;
 	pool->threads++;
+	pool->starting++;
+	pthread_mutex_unlock(&pool->lock);
 	err = rb_thread_start(NULL, pool_run, pool);
-	if (err) {
-		pool->threads--;
+	if (err)
 		rb_thread_why(err, why, sizeof(why));
-		rc_log(pool->ctx, RREF_LOG_ERROR,
-		       "a worker thread could not be started (%u are running): %s",
-		       pool->threads, why);
-		while (pool->threads == pool->blocked && (n = list_pop(&pool->queue))) {
-			struct rref_call *call = container_of(n, struct rref_call, hook.node);
+	pthread_mutex_lock(&pool->lock);
+	pool->starting--;
+	pthread_cond_broadcast(&pool->gone);
+	if (!err)
+		return;
+	pool->threads--;
+	rc_log(pool->ctx, RREF_LOG_ERROR,
+	       "a worker thread could not be started (%u are running): %s", pool->threads, why);
+	while (pool->threads == pool->blocked && (n = list_pop(&pool->queue))) {
+		struct rref_call *call = container_of(n, struct rref_call, hook.node);
 
-			pool->queued--;
-			pool->caller[call->caller].nr--;
-			pool_refuse(call, why);
-			list_add_tail(refused, n);
-		}
+		pool->queued--;
+		pool->caller[call->caller].nr--;
+		pool_refuse(call, why);
+		list_add_tail(refused, n);
 	}
+}
+
+/* Starts threads for calls that were pushed under the lock. Lets go of the lock meanwhile. */
+static needs_lock void pool_grow_work(struct rref_ctx *ctx, struct rc_work *w)
+{
+	struct rc_pool *pool = ctx->op.pool;
+	unsigned nr = ctx->op.pool_grows;
+	struct list refused, *n;
+
+	(void)w;
+	ctx->op.pool_grows = 0;
+	if (!pool)
+		return;
+	list_init(&refused);
+	/* Taken before the progress lock is let go of: from then on the pool may be closed. */
+	pthread_mutex_lock(&pool->lock);
+	rc_unlock_bare(ctx);
+	pool->starting++; /* keeps the pool */
+	while (nr--)
+		pool_grow(pool, &refused);
+	pool->starting--;
+	pthread_cond_broadcast(&pool->gone);
+	pthread_mutex_unlock(&pool->lock);
+	rc_lock(ctx);
+	while ((n = list_pop(&refused)))
+		rc_hook_push(ctx, container_of(n, struct rc_hook, node));
 }
 
 int rc_pool_open(struct rref_ctx *ctx, unsigned nr_threads, unsigned max_waiting)
@@ -191,6 +230,7 @@ int rc_pool_open(struct rref_ctx *ctx, unsigned nr_threads, unsigned max_waiting
 	pthread_mutex_init(&pool->lock, NULL);
 	pthread_cond_init(&pool->work, NULL);
 	pthread_cond_init(&pool->gone, NULL);
+	ctx->op.pool_grow.run = pool_grow_work;
 	ctx->op.pool = pool;
 	return 0;
 }
@@ -203,7 +243,7 @@ static void until_gone(struct rref_ctx *ctx, struct rc_pool *pool)
 {
 	struct timespec ts;
 
-	while (pool->threads) {
+	while (pool->threads || pool->starting) {
 		if (at_load(&ctx->turns.has_poller)) {
 			pthread_cond_wait(&pool->gone, &pool->lock);
 			continue;
@@ -215,7 +255,7 @@ static void until_gone(struct rref_ctx *ctx, struct rc_pool *pool)
 		ts.tv_nsec += NSEC_PER_MSEC;
 		ts.tv_sec += ts.tv_nsec / NSEC_PER_SEC;
 		ts.tv_nsec %= NSEC_PER_SEC;
-		if (pool->threads)
+		if (pool->threads || pool->starting)
 			pthread_cond_timedwait(&pool->gone, &pool->lock, &ts);
 	}
 }
@@ -250,8 +290,8 @@ void rc_pool_close(struct rref_ctx *ctx)
 void rc_pool_push(struct rref_ctx *ctx, struct rref_call *call)
 {
 	struct rc_pool *pool = ctx->op.pool;
-	struct list refused, *n;
 	struct rc_caller *c;
+	bool grow = false;
 
 	rc_assert_locked(ctx);
 	if (!pool) {
@@ -259,19 +299,19 @@ void rc_pool_push(struct rref_ctx *ctx, struct rref_call *call)
 		return;
 	}
 	c = &pool->caller[call->caller];
-	list_init(&refused);
 	pthread_mutex_lock(&pool->lock);
 	if (c->nr - c->blocked < PER_CALLER || call->caller == ctx->rank) {
 		c->nr++;
 		pool->queued++;
 		list_add_tail(&pool->queue, &call->hook.node);
-		pool_grow(pool, &refused);
+		grow = wants_thread(pool);
 	} else {
 		list_add_tail(&c->overflow, &call->hook.node);
 	}
 	pthread_mutex_unlock(&pool->lock);
-	while ((n = list_pop(&refused)))
-		rc_hook_push(ctx, container_of(n, struct rc_hook, node));
+	/* Not here: a thread's start takes long. */
+	if (grow && !ctx->op.pool_grows++)
+		rc_defer(ctx, &ctx->op.pool_grow);
 }
 
 /* Counts the waits of this thread, in whatever context: it holds no lock of another context. */

@@ -10,6 +10,7 @@
 #include "base/atomic.h"
 #include "base/util.h"
 #include "core/base/locked.h"
+#include "core/base/work.h"
 #include "rref.h"
 
 struct rc_pool;
@@ -29,6 +30,8 @@ struct rc_op_state {
 	_Atomic uint32_t in_flight, nr;   /* the spare one counts; rc_ops_in_flight() */
 	uint32_t max;
 	pthread_mutex_t grow_lock;
+	/* guarded by grow_lock: all queues of futures; the queues that may be used again */
+	struct rref_queue *queues, *spare_queues;
 	_Atomic(struct rref_future *) *chunk;  /* chunks of RC_OP_CHUNK */
 	/* slots of each chunk that are not on the free list */
 	_Atomic uint32_t *taken;
@@ -38,6 +41,8 @@ struct rc_op_state {
 	int64_t scanned_at under_lock, due under_lock;
 	unsigned quiet under_lock; /* scans since those two moved that found nothing under way */
 	struct rc_pool *pool;
+	struct rc_work pool_grow; /* deferred; it starts threads of the pool */
+	unsigned pool_grows under_lock; /* number of threads that it is to start; 0: not deferred */
 	int64_t started_at;                       /* [const] ages in the machine count from here */
 };
 

@@ -58,3 +58,11 @@ int rc_step_at(struct rref_ctx *ctx, struct rp_event *ev, int64_t now)
 	rc_assert_locked(ctx);
 	return step(ctx, ev, NULL, now);
 }
+
+int rc_held_value(struct rref_ctx *ctx, uint32_t rank, const struct rref_id *id,
+		  const struct rref_id *fork, void **value)
+{
+	rc_assert_locked(ctx);
+	return ctx->op.machine ? rp_held_value(ctx->op.machine, rank, id, fork, value)
+			       : -ESHUTDOWN;
+}

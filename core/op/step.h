@@ -11,5 +11,11 @@ needs_lock void rc_effects(struct rref_ctx *ctx); /* carries out what is due */
 needs_lock int rc_step(struct rref_ctx *ctx, struct rp_event *ev, struct rp_fork *rec);
 /* Does the same. now: the clock, read just before. */
 needs_lock int rc_step_at(struct rref_ctx *ctx, struct rp_event *ev, int64_t now);
+/*
+ * Finds the value of id, if worker `rank` holds it by that fork. Returns 0 or -errno: -ESHUTDOWN
+ * when the machine is gone, or as rp_held_value.
+ */
+needs_lock int rc_held_value(struct rref_ctx *ctx, uint32_t rank, const struct rref_id *id,
+			     const struct rref_id *fork, void **value);
 
 #endif

@@ -3,7 +3,9 @@
  * Waits for futures, on top of the loop in base/wait.c:
  *
  *   a future        its own state word; RC_F_WAITERS says that a thread sleeps on it
- *   any of several  one word of the process; RC_F_ANY in each future says that its end moves it
+ *   any of several  a bell that the thread takes; a bit in each future says that its end rings it
+ *
+ * Waits for the futures of a queue are in queue.c.
  */
 #include <errno.h>
 
@@ -14,38 +16,52 @@
 #include "core/base/wait.h"
 #include "core/ctx.h"
 #include "core/op/kind.h"
+#include "core/op/op.h"
 
 /* looks after a call: longer than a thread that spins takes to answer */
 #define FIRST_LOOKS 64u
 
 /*
- * Word that the end of each future with RC_F_ANY moves. All contexts share it: their futures may be
- * waited for together.
+ * A bell, on which a thread in rref_wait_any sleeps. All contexts share the bells, since their
+ * futures may be waited for together. A future keeps its bits after the wait, so a bell may ring
+ * for nothing. Two threads share a bell only while more than BELLS threads wait.
  */
-static _Atomic uint32_t any_word;
-static _Atomic uint32_t any_sleepers; /* threads that sleep on it, or are about to */
+#define BELLS 24u /* bits of RC_F_BELLS */
+static struct bell {
+	cache_aligned _Atomic uint32_t word; /* each ring moves it */
+	_Atomic uint32_t sleepers; /* threads that sleep on it, or are about to */
+	_Atomic uint32_t users; /* threads that wait with it */
+} bells[BELLS];
+
+_Static_assert(RC_F_BELLS >> RC_F_BELLS_AT == (UINT32_C(1) << BELLS) - 1, "a bit for each bell");
 
 /* ---- the end of a future wakes its waiters ---- */
 
-static void wake_any(void)
+static void ring(struct bell *b)
 {
-	at_add_sc(&any_word, 1);
-	/* Futures stay marked after a wait. sc. Pairs with rc_wait_sleep: the kernel lets a
-	 * thread sleep only while the word is as it was. */
-	if (at_load_sc(&any_sleepers))
-		rc_wake_word(&any_word);
+	at_add_sc(&b->word, 1);
+	/* sc. Pairs with rc_wait_sleep: the kernel lets a thread sleep only while the word is as
+	 * it was. */
+	if (at_load_sc(&b->sleepers))
+		rc_wake_word(&b->word);
+}
+
+static void ring_all(uint32_t bits)
+{
+	for (; bits; bits &= bits - 1)
+		ring(&bells[__builtin_ctz(bits)]);
 }
 
 void rc_wait_wake(struct rref_future *f, uint32_t old)
 {
 	struct rref_ctx *ctx = f->ctx;
 
-	/* A waiter may sleep on the context's descriptor, and needs the kick. */
-	if (old & RC_F_ANY)
-		wake_any();
-	rc_wake_word(&f->state);
-	if (!at_load(&ctx->turns.has_poller))
-		rc_kick(ctx);
+	if (old & RC_F_QUEUED)
+		rc_queue_push(f);
+	ring_all(old >> RC_F_BELLS_AT);
+	if (old & RC_F_WAITERS)
+		rc_wake_word(&f->state);
+	rc_kick_waiter(ctx);
 }
 
 /* ---- one future ---- */
@@ -83,13 +99,26 @@ static void call_one(struct rc_waiter *w)
 	rc_wake_word(w->word);
 }
 
-static const struct rc_wait_kind one_kind = { .will_sleep = one_will_sleep, .call = call_one };
+static void say_late(struct rref_future *f, int64_t waited)
+{
+	if (f->is->late && !rc_op_done(f))
+		f->is->late(f, waited);
+}
+
+static void one_is_late(struct rc_waiter *w, int64_t waited)
+{
+	say_late(container_of(w, struct one, w)->f, waited);
+}
+
+static const struct rc_wait_kind one_kind = {
+	.will_sleep = one_will_sleep, .call = call_one, .late = one_is_late
+};
 
 static int wait_for(struct rref_future *f, int64_t deadline, int64_t timeout)
 {
 	struct one o; /* node is set when it is needed */
 	/* Reads over shm are never waited for. */
-	bool reads = f->is->reads && at_load(&f->ctx->turns.has_poller);
+	bool reads = f->is->reads && rc_has_poller(f->ctx);
 
 	o.f = f;
 	o.w.ctx = f->ctx;
@@ -108,7 +137,7 @@ int rc_op_wait_locked(struct rref_future *f, int64_t deadline)
 
 	if (!rc_op_done(f)) {
 		/* The same test is in rc_make_progress. */
-		bool slow = !at_load(&ctx->turns.has_poller) &&
+		bool slow = !rc_has_poller(ctx) &&
 			    ctx->turns.turn_at - ctx->turns.polled_slow_at >= RC_SLOW_NS;
 
 		ctx->turns.engine->turns(ctx, slow, FIRST_LOOKS);
@@ -131,14 +160,36 @@ int rc_op_wait_for(struct rref_future *f, int64_t timeout)
 
 struct several {
 	struct rc_waiter w;
+	struct bell *bell;
 	struct rref_future *const *fs;
 	size_t nr, found;
 };
 
+/* Takes a bell that no other thread has, if there is one: the thread's last, if it can be had. */
+static struct bell *take_bell(void)
+{
+	static _Thread_local unsigned last;
+	unsigned i = 0;
+
+	while (i < BELLS && at_load(&bells[(last + i) % BELLS].users))
+		i++;
+	last = (last + i) % BELLS;
+	at_add(&bells[last].users, 1);
+	return &bells[last];
+}
+
+void rc_wait_fork_child(void)
+{
+	for (unsigned i = 0; i < BELLS; i++) {
+		at_store(&bells[i].users, 0);
+		at_store(&bells[i].sleepers, 0);
+	}
+}
+
 static bool find_done(struct several *s)
 {
 	/* Loaded before the look: an end that it misses moves the word. */
-	s->w.seen = at_load_sc(&any_word);
+	s->w.seen = at_load_sc(s->w.word);
 	for (size_t i = 0; i < s->nr; i++)
 		if (rc_op_done(s->fs[i])) {
 			s->found = i;
@@ -159,10 +210,17 @@ static bool any_will_sleep(struct rc_waiter *w, uint32_t *value)
 	return !rc_wait_is_finished(w);
 }
 
+static void any_is_late(struct rc_waiter *w, int64_t waited)
+{
+	const struct several *s = container_of(w, struct several, w);
+
+	for (size_t i = 0; i < s->nr; i++)
+		say_late(s->fs[i], waited);
+}
+
 static void call_any(struct rc_waiter *w)
 {
-	(void)w;
-	wake_any();
+	ring(container_of(w, struct several, w)->bell);
 }
 
 /* Sleeps for futures of several contexts. Contexts without a poller are looked at every 2 ms. */
@@ -175,7 +233,7 @@ static void sleep_for_several(struct rc_waiter *w, int64_t deadline)
 	for (size_t i = 0; i < s->nr; i++) {
 		struct rref_ctx *ctx = s->fs[i]->ctx;
 
-		if (at_load(&ctx->turns.has_poller)) {
+		if (rc_has_poller(ctx)) {
 			rc_kick(ctx); /* the kick of leave_to_poller in base/wait.c */
 			continue;
 		}
@@ -192,12 +250,14 @@ static const struct rc_wait_kind any_kind = {
 	.is_over = any_is_finished,
 	.will_sleep = any_will_sleep,
 	.call = call_any,
+	.late = any_is_late,
 };
 /* Kind of a wait for futures of several contexts. */
 static const struct rc_wait_kind mixed_kind = {
 	.is_over = any_is_finished,
 	.will_sleep = any_will_sleep,
 	.call = call_any,
+	.late = any_is_late,
 	.sleep = sleep_for_several,
 };
 
@@ -217,11 +277,13 @@ static int check_several(struct rref_future *const *fs, size_t nr, const char *w
 /* Marks all of them, for a wait. Returns false if one is complete: s->found. */
 static bool mark_all(struct several *s, bool *reads)
 {
+	uint32_t bit = UINT32_C(1) << RC_F_BELLS_AT << (s->bell - bells);
+
 	for (size_t i = 0; i < s->nr; i++) {
 		if (s->fs[i]->ctx != s->w.ctx)
 			s->w.kind = &mixed_kind;
 		*reads |= s->fs[i]->is->reads;
-		if (!mark(s->fs[i], RC_F_ANY)) {
+		if (!mark(s->fs[i], bit)) {
 			s->found = i;
 			return false;
 		}
@@ -237,18 +299,29 @@ int rref_wait_any(struct rref_future *const *fs, size_t nr, int64_t timeout)
 
 	if (err)
 		return err;
+	for (size_t i = 0; i < nr; i++)
+		if (rc_op_done(fs[i]))
+			return (int)i;
+	struct bell *bell = take_bell();
 	struct several s = {
-		.w = { .ctx = fs[0]->ctx, .kind = &any_kind, .word = &any_word,
-		       .mask = UINT32_MAX, .sleepers = &any_sleepers },
+		.w.ctx = fs[0]->ctx,
+		.w.kind = &any_kind,
+		.w.word = &bell->word,
+		.w.mask = UINT32_MAX,
+		.w.sleepers = &bell->sleepers,
+		.bell = bell,
 		.fs = fs,
 		.nr = nr,
 	};
 	bool reads = false;
 
-	if (find_done(&s) || !mark_all(&s, &reads) || find_done(&s))
-		return (int)s.found;
-	reads = reads && s.w.kind == &any_kind && at_load(&s.w.ctx->turns.has_poller);
-	err = rc_wait(&s.w, reads, -1, timeout);
+	/* Loaded before the futures are marked: an end that comes after it moves the word. */
+	s.w.seen = at_load_sc(&bell->word);
+	if (mark_all(&s, &reads)) {
+		reads = reads && s.w.kind == &any_kind && rc_has_poller(s.w.ctx);
+		err = rc_wait(&s.w, reads, -1, timeout);
+	}
+	at_sub(&bell->users, 1);
 	return err ? rc_fail(-err, "none of %zu operations is complete", nr) : (int)s.found;
 }
 

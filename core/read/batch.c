@@ -23,8 +23,10 @@ struct batch {
 	struct rref *const *refs;    /* a batch of views has these three */
 	struct rref_view **views;
 	int *status;
-	struct rref_future **f;      /* each read's; NULL when it has none (any more) */
-	/* next[i]: chain of i's owner; head[rank]: its first, UINT32_MAX = none */
+	/* The rest is NULL as long as no read has needed an operation. f: each read's; NULL when it
+	 * has none (any more). next[i]: chain of i's owner; head[rank]: its first, UINT32_MAX =
+	 * none */
+	struct rref_future **f;
 	uint32_t *next, *head;
 };
 
@@ -95,6 +97,7 @@ static void gather_read(struct batch *b, uint32_t i)
 	f->offset = b->into ? b->into[i].offset : 0;
 	f->length = b->into ? min_of(b->into[i].length, SIZE_MAX - 1) : SIZE_MAX;
 	f->whole = !b->into;
+	f->look_least = b->into ? SIZE_MAX : rc_look_bytes(b->ctx);
 	if (at_load_acq(&ref->state) != RC_H_READY || ref->owned ||
 	    b->ctx->peers[ref->owner].reads_inline) {
 		rc_read_begin(ref, f, INT64_MAX);
@@ -122,6 +125,38 @@ static int check_read(const struct batch *b, size_t i)
 	return err;
 }
 
+/* Reads into memory of the program over a device that copies. Returns false if it has to wait. */
+static bool try_into(struct rref_into *r)
+{
+	int done = rc_into_try(r->ref, r->buf, r->offset, r->length, &r->got);
+
+	if (done)
+		r->status = min_of(done, 0);
+	if (done < 0)
+		r->got = 0;
+	return done;
+}
+
+/* Reads over a device that copies. Returns false if read i has to wait. */
+static bool try_read(struct batch *b, size_t i)
+{
+	struct rref_view *v = NULL;
+	struct rref_future *f;
+	int err;
+
+	if (b->into)
+		return try_into(&b->into[i]);
+	if (rc_read_look(b->refs[i], rc_look_bytes(b->ctx), &v)) {
+		end_read(b, i, 0, v);
+		return true;
+	}
+	if (!rc_read_at_once(b->refs[i], 0, SIZE_MAX, &f))
+		return false;
+	err = rc_read_finish(f, b->deadline, 0, &v);
+	end_read(b, i, err, v);
+	return true;
+}
+
 /* Ends read i at once if it needs no operation. Returns whether it did. */
 static bool ends_at_once(struct batch *b, size_t i)
 {
@@ -131,14 +166,37 @@ static bool ends_at_once(struct batch *b, size_t i)
 
 	if (!err && rc_read_ready_here(ref))
 		v = rc_read_alias(ref);
-	else if (!err && b->ctx->peers[ref->owner].reads_inline && at_load_acq(&ref->fast_class) &&
-		 wants_all(b, i, rc_remote(ref)->loc.length))
-		/* No doorbell to share, and nothing to wait for. */
-		err = rc_fast_read(ref, max_of(b->deadline - now_ns(), 0), &v);
 	else if (!err)
-		return false;
+		/* A device that copies has no doorbell to share, and nothing to wait for. */
+		return try_read(b, i);
 	end_read(b, i, err, v);
 	return true;
+}
+
+static void batch_free(struct batch *b)
+{
+	free(b->f);
+	free(b->next);
+	free(b->head);
+	b->f = NULL;
+}
+
+/* Makes room for operations. Returns 0 or -ENOMEM. */
+static int batch_room(struct batch *b)
+{
+	size_t head = b->ctx->world * sizeof(*b->head);
+
+	if (b->f)
+		return 0;
+	b->f = calloc(b->nr, sizeof(*b->f));
+	b->next = calloc(b->nr, sizeof(*b->next));
+	b->head = malloc(head);
+	if (b->f && b->next && b->head) {
+		memset(b->head, 0xff, head);
+		return 0;
+	}
+	batch_free(b);
+	return rc_fail(ENOMEM, "memory for a batch of %zu", b->nr);
 }
 
 static void start_read(struct batch *b, size_t i)
@@ -147,6 +205,11 @@ static void start_read(struct batch *b, size_t i)
 
 	if (ends_at_once(b, i))
 		return;
+	err = batch_room(b);
+	if (err) {
+		end_read(b, i, err, NULL);
+		return;
+	}
 	while ((err = rc_op_get(b->ctx, &rc_read_kind, 0, &b->f[i])) == -EAGAIN && b->done < i) {
 		post_gathered(b);
 		if (b->f[b->done])
@@ -180,10 +243,16 @@ static int run_batch(struct batch *b)
 {
 	int good = 0;
 
-	for (size_t i = 0; i < b->nr; i++)
-		start_read(b, i);
-	post_gathered(b);
-	for (size_t i = b->done; i < b->nr; i++)
+	for (size_t i = 0; i < b->nr; i++) {
+		if (!b->into)
+			i += rc_fast_many(b->ctx, b->refs + i, b->nr - i, b->views + i,
+					  b->status + i);
+		if (i < b->nr)
+			start_read(b, i);
+	}
+	if (b->f)
+		post_gathered(b);
+	for (size_t i = b->done; b->f && i < b->nr; i++)
 		if (b->f[i])
 			finish_read(b, i);
 	if (b->into)
@@ -215,19 +284,9 @@ static int run_scoped(struct batch *b, int64_t timeout)
 	struct rc_scope *scope = rc_scope_begin(b->ctx, b->what + sizeof("rref_") - 1, NULL,
 						b->ctx->rank, first->owner);
 
-	b->f = calloc(b->nr, sizeof(*b->f));
-	b->next = calloc(b->nr, sizeof(*b->next));
-	b->head = malloc(b->ctx->world * sizeof(*b->head));
-	if (b->f && b->next && b->head) {
-		memset(b->head, 0xff, b->ctx->world * sizeof(*b->head));
-		good = run_batch(b);
-	} else {
-		good = rc_fail(ENOMEM, "memory for a batch of %zu", b->nr);
-	}
-	free(b->f);
-	free(b->next);
-	free(b->head);
-	rc_scope_end(b->ctx, scope, good < 0 ? good : 0);
+	good = run_batch(b);
+	batch_free(b);
+	rc_scope_end(b->ctx, scope, 0);
 	return good;
 }
 

@@ -106,17 +106,32 @@ static const struct rc_type *type_of(const struct rref_future *f)
 							    : rc_type_find(ctx, f->loc.type_hash);
 }
 
-/* Returns whether the header is of another value than the location says. */
-static bool contradicts(const struct rc_header *h, const struct rref_future *f)
+/* Returns whether the header is of another value than the location says. ref: NULL = a payload. */
+static bool contradicts(const struct rc_header *h, const struct rref *ref,
+			const struct rp_location *loc)
 {
-	const struct rref *ref = f->handle; /* NULL: a payload */
-	const struct rp_location *loc = &f->loc;
-
 	return (ref && (le64toh(h->local_id) != ref->id.local_id ||
 			le32toh(h->created_on) != ref->id.created_on)) ||
 	       le64toh(h->length) != loc->length || le32toh(h->version) != loc->version ||
 	       le64toh(h->type_hash) != loc->type_hash ||
 	       le16toh(h->nr_segments) != loc->nr_segments || le16toh(h->nr_refs) != loc->nr_refs;
+}
+
+bool rc_read_header_fits(const struct rc_header *h, const struct rref *ref,
+			 const struct rp_location *loc)
+{
+	return le64toh(h->nonce) == loc->nonce && le32toh(h->state) == RC_HEADER_READY &&
+	       !contradicts(h, ref, loc);
+}
+
+bool rc_read_is_good(const struct rref_future *f)
+{
+	struct rc_header h = f->landing->header; /* copied once: nothing is fetched twice */
+
+	return le64toh(h.nonce) == f->loc.nonce && le32toh(h.state) == RC_HEADER_READY &&
+	       !contradicts(&h, f->handle, &f->loc) &&
+	       (!f->whole || rc_shape_check(f->landing + 1, f->loc.length, f->loc.nr_segments,
+					    type_of(f)));
 }
 
 int rc_read_check(struct rref_future *f)
@@ -134,7 +149,7 @@ int rc_read_check(struct rref_future *f)
 			 check_name_of(f, name));
 		return -ESTALE;
 	}
-	if (contradicts(&h, f)) {
+	if (contradicts(&h, f->handle, &f->loc)) {
 		snprintf(f->text, sizeof(f->text), "the value's header contradicts its location");
 		return -EBADMSG;
 	}

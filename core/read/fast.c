@@ -11,14 +11,18 @@
  * threads, and it brings the barrier along (alloc/ra_asym.h).
  */
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "alloc/ra_asym.h"
 #include "base/fast.h"
+#include "core/base/kick.h"
 #include "core/base/lock.h"
 #include "core/ctx.h"
+#include "core/op/kind.h"
 #include "core/read/internal.h"
 #include "core/read/read.h"
+#include "core/read/take_in.h"
 #include "core/value/reader.h"
 #include "core/value/value.h"
 
@@ -27,7 +31,9 @@ static inline void count(_Atomic uint64_t *n, uint64_t by)
 	at_store(n, at_load(n) + by);
 }
 
-static inline bool header_fits(const struct rc_header *h, const struct rref *ref)
+/* Compares a header with the location, whose length and type_hash the caller knows. */
+static inline bool header_fits(const struct rc_header *h, const struct rref *ref, uint64_t length,
+			       uint64_t type_hash)
 {
 	const struct rp_location *loc = &rc_remote(ref)->loc;
 	uint32_t counts; /* number of segments, and behind it of references */
@@ -36,26 +42,19 @@ static inline bool header_fits(const struct rc_header *h, const struct rref *ref
 	return likely(le64toh(h->nonce) == loc->nonce && le32toh(h->state) == RC_HEADER_READY &&
 		      le64toh(h->local_id) == ref->id.local_id &&
 		      le32toh(h->created_on) == ref->id.created_on &&
-		      le64toh(h->length) == loc->length && le32toh(h->version) == loc->version &&
-		      le64toh(h->type_hash) == loc->type_hash && le32toh(counts) == 1);
+		      le64toh(h->length) == length && le32toh(h->version) == loc->version &&
+		      le64toh(h->type_hash) == type_hash && le32toh(counts) == 1);
 }
 
-/*
- * Goes the general way after a READ that was not made or failed. Does not ask again after a
- * refusal: the refusal has ended the connection, and the answer would be the same.
- */
-static __attribute__((noinline, cold)) int other_way(struct rref *ref, int64_t timeout,
-						     struct rref_view **out, struct rc_landing *v,
-						     int status)
+int rc_read_refused(struct rref *ref, int status)
 {
 	struct rc_peer *p = &ref->ctx->peers[ref->owner];
 	char name[160];
 
-	rref_view_free(&v->view);
 	if (status != -EACCES) {
 		if (rc_read_lost(status))
 			at_add(&ref->ctx->n.reads_again, 1);
-		return rc_read_whole(ref, timeout, out);
+		return 0;
 	}
 	if (p->reads_inline)
 		/* otherwise the completion's reader has counted it */
@@ -67,13 +66,31 @@ static __attribute__((noinline, cold)) int other_way(struct rref *ref, int64_t t
 		       rref_owner_name(ref), name);
 }
 
+/* Gives the buffer of a READ back that was not made or failed. Returns as rc_read_refused. */
+static __attribute__((noinline, cold)) int not_read(struct rref *ref, struct rc_landing *v,
+						    int status)
+{
+	rref_view_free(&v->view);
+	return rc_read_refused(ref, status);
+}
+
+/* Goes the general way after a READ that was not made or failed, unless it was refused. */
+static __attribute__((noinline, cold)) int other_way(struct rref *ref, int64_t timeout,
+						     struct rref_view **out, struct rc_landing *v,
+						     int status)
+{
+	int err = not_read(ref, v, status);
+
+	return err ? err : rc_read_whole(ref, timeout, out);
+}
+
 /* Takes the thread's flight into the caller's hands. Returns NULL if there is no memory. */
 static inline struct rc_in_flight *take_flight(struct rref_ctx *ctx, struct rc_reader *r)
 {
 	struct rc_in_flight *fl = r->flight;
 
 	r->flight = NULL;
-	return likely(fl != NULL) ? fl : rc_in_flight_get(ctx);
+	return likely(fl != NULL) ? fl : rc_in_flight_take(ctx);
 }
 
 /*
@@ -92,35 +109,53 @@ static inline void keep_flight(struct rc_reader *r, struct rc_in_flight *fl)
  * Returns a buffer that this thread has not kept. Returns NULL if there is no buffer or no reader;
  * the general way then says why.
  */
-static __attribute__((noinline)) struct rc_landing *other_landing(const struct rref *ref,
-								  struct rc_reader **r)
+static __attribute__((noinline)) struct rc_landing *new_landing(const struct rref *ref)
 {
 	RB_NO_CANCEL;
 	struct rc_landing *v;
 
-	if (!*r && !(*r = rc_reader_new(ref->ctx)))
+	if (!rc_reader_get(ref->ctx))
 		return NULL;
 	return rc_landing_get(ref->ctx, rc_remote(ref)->loc.length, &v) ? NULL : v;
 }
 
 /*
- * Takes the buffer that this thread gave back last, or another. Returns NULL for the general way:
- * reads wait for the owner, or there is no buffer.
+ * Returns a buffer that this thread has kept behind the one at hand, or another. Returns NULL for a
+ * look, which needs none.
  */
-static inline struct rc_landing *fast_landing(const struct rref *ref, const struct rc_peer *p,
-					      struct rc_reader **reader)
+static __attribute__((noinline)) struct rc_landing *other_landing(const struct rref *ref,
+								  struct rc_reader *r)
+{
+	unsigned fast_class = at_load(&ref->fast_class);
+	struct rc_landing *v;
+
+	if (fast_class == RC_FAST_LOOK)
+		return NULL;
+	v = r ? rc_kept_take(r, fast_class - (unsigned)RC_FAST_FIRST) : NULL;
+	return v ? v : new_landing(ref);
+}
+
+/*
+ * Takes the buffer that this thread gave back last, or another. Returns NULL for the general way:
+ * reads wait for the owner, or there is no buffer. With a buffer comes a reader.
+ */
+static inline __attribute__((always_inline)) struct rc_landing *
+fast_landing(const struct rref *ref, const struct rc_peer *p, struct rc_reader **reader)
 {
 	/* a large buffer's class is beyond all spares */
 	unsigned size_class = at_load(&ref->fast_class) - (unsigned)RC_FAST_FIRST;
-	struct rc_reader *r = *reader = rc_reader_of(ref->ctx);
+	struct rc_reader *r = *reader;
 	struct rc_landing *v;
 
 	if (unlikely(at_load(&p->nr_waiting)))
 		return NULL;
-	if (unlikely(!r || size_class >= RC_CACHE_CLASSES ||
-		     (v = at_load(&r->spare[size_class])) == NULL))
-		return other_landing(ref, reader);
-	at_store(&r->spare[size_class], NULL);
+	if (likely(r && size_class < RC_CACHE_CLASSES &&
+		   (v = at_load(&r->spare[size_class])) != NULL)) {
+		at_store(&r->spare[size_class], NULL);
+		return v;
+	}
+	v = other_landing(ref, r);
+	*reader = rc_reader_of(ref->ctx);
 	return v;
 }
 
@@ -139,13 +174,7 @@ static inline int post_marked(const struct rref *ref, struct rc_peer *p, struct 
 	read->addr = rc_remote(ref)->loc.addr;
 	read->rkey = rc_remote(ref)->loc.rkey[p->kind];
 	read->sge[0] = rc_landing_piece(v, rc_remote(ref)->loc.length, p->kind);
-	/*
-	 * The mark that the fence looks for. Pairs with the fence: it stores conn = NULL and then
-	 * looks here. So this store has to be seen before conn is loaded. The fence makes that
-	 * order, because it is rare.
-	 */
-	ra_asym_mark(&r->pinned, p);
-	conn = at_load_sc(&p->conn);
+	conn = rc_pin(r, p);
 	/*
 	 * Looks again, behind the pin: the connection may be a later session's, in which this
 	 * reference holds nothing. The fence fails the reference, which clears its fast mark. That
@@ -153,23 +182,53 @@ static inline int post_marked(const struct rref *ref, struct rc_peer *p, struct 
 	 */
 	if (likely(conn != NULL) && likely(at_load(&ref->fast_class) != RC_FAST_NOT))
 		posted = p->ops->post_reads(conn, read, 1);
-	at_store_rel(&r->pinned, NULL);
+	rc_unpin(r);
 	return posted;
 }
 
-/* Makes the view of what the READ brought, or goes the general way. status: the READ's. */
-static inline int view_landed(struct rref *ref, int64_t timeout, struct rref_view **out,
-			      struct rc_reader *r, struct rc_landing *v, int status)
+/* Makes the view of what the READ brought. Returns false if it is not the value. */
+static inline bool view_landed(struct rref *ref, struct rc_reader *r, struct rc_landing *v,
+			       int status)
 {
-	uint64_t length = rc_remote(ref)->loc.length;
+	uint64_t length = rc_remote(ref)->loc.length, hash = rc_remote(ref)->loc.type_hash;
 
 	count(&r->reads, 1);
-	if (unlikely(status || !header_fits(&v->header, ref)))
-		return other_way(ref, timeout, out, v, status);
+	if (unlikely(status || !header_fits(&v->header, ref, length, hash)))
+		return false;
 	count(&r->read_bytes, length);
 	v->view.length = length;
 	v->view.nr_segments = 1;
-	v->type_hash = rc_remote(ref)->loc.type_hash;
+	v->type_hash = hash;
+	return true;
+}
+
+/* Gives all back for a READ that was not posted, and goes the general way. */
+static __attribute__((noinline, cold)) int not_posted(struct rref *ref, int64_t timeout,
+						      struct rref_view **out,
+						      struct rc_landing *v,
+						      struct rc_in_flight *fl)
+{
+	rc_in_flight_undo(fl);
+	keep_flight(rc_reader_of(ref->ctx), fl);
+	return other_way(ref, timeout, out, v, 0);
+}
+
+/* Goes on with a READ that takes long. */
+static __attribute__((noinline, cold)) int takes_long(struct rref *ref, int64_t timeout,
+						      struct rref_view **out,
+						      struct rc_landing *v,
+						      struct rc_in_flight *fl)
+{
+	int status = 0, done = rc_read_go_on(ref, &fl, v, timeout, out, &status);
+	struct rc_reader *r = rc_reader_of(ref->ctx);
+
+	keep_flight(r, fl);
+	if (done != 1) {
+		count(&r->reads, 1);
+		return done;
+	}
+	if (!view_landed(ref, r, v, status))
+		return other_way(ref, timeout, out, v, status);
 	*out = &v->view;
 	return 0;
 }
@@ -178,59 +237,166 @@ static inline int view_landed(struct rref *ref, int64_t timeout, struct rref_vie
  * Reads over a device whose driver may make system calls. These are cancellation points, under
  * locks of the driver's own.
  */
-static __attribute__((noinline)) int
-read_by_hardware(struct rref *ref, int64_t timeout, struct rref_view **out)
+int rc_fast_read_posted(struct rref *ref, int64_t timeout, struct rref_view **out,
+			struct rc_peer *p)
 {
 	RB_NO_CANCEL;
 	struct rref_ctx *ctx = ref->ctx;
-	struct rc_peer *p = &ctx->peers[ref->owner];
-	struct rc_in_flight *fl;
-	struct rc_reader *r;
+	struct rc_reader *r = rc_reader_of(ctx);
 	struct rc_landing *v = fast_landing(ref, p, &r);
-	int status = 0, done = 1;
+	struct rc_in_flight *fl;
+	int status;
 
 	if (unlikely(!v))
 		return rc_read_whole(ref, timeout, out);
-	/* A missing flight is got under the lock, and at its end other reads may run. They use
-	 * r->read too, so the flight comes first. */
 	fl = take_flight(ctx, r);
 	if (unlikely(!fl))
 		return other_way(ref, timeout, out, v, 0);
 	memset(&v->header, RC_UNREAD, RC_HEADER_BYTES); /* an operation may go on with it */
 	r->read.cookie = rc_in_flight_begin(fl);
-	int posted = post_marked(ref, p, r, v);
-
-	if (unlikely(posted != 1))
-		rc_in_flight_undo(fl);
-	else if (unlikely(!rc_in_flight_wait(ctx, p, fl, &status)))
-		done = rc_read_go_on(ref, &fl, v, timeout, out, &status);
+	if (unlikely(post_marked(ref, p, r, v) != 1))
+		return not_posted(ref, timeout, out, v, fl);
+	status = rc_in_flight_wait(ctx, p, fl);
+	if (unlikely(status > 0))
+		return takes_long(ref, timeout, out, v, fl);
 	keep_flight(r, fl);
-	if (unlikely(posted != 1))
-		return other_way(ref, timeout, out, v, 0);
-	if (likely(done == 1))
-		return view_landed(ref, timeout, out, r, v, status);
-	count(&r->reads, 1);
-	return done;
+	if (unlikely(!view_landed(ref, r, v, status)))
+		return other_way(ref, timeout, out, v, status);
+	*out = &v->view;
+	return 0;
+}
+
+#define AHEAD 4u /* references of a batch whose lines are fetched before their turn */
+
+/* Fetches both lines of a later handle of a batch into the cache. */
+static inline void fetch_ahead(struct rref *const *refs, size_t nr, size_t i)
+{
+	if (i + AHEAD < nr && refs[i + AHEAD]) {
+		__builtin_prefetch(refs[i + AHEAD]);
+		__builtin_prefetch((const char *)refs[i + AHEAD] + CACHE_LINE);
+	}
 }
 
 /*
- * Does the rest of rref_to_here. ref->fast_class was loaded with acquire and is not RC_FAST_NOT.
- * Over shm only the device's first fetch (verbs/shm/read.c) and the general ways are cancellation
- * points.
+ * Reads over shm. Returns 1 with *out; 0 for the general way; or the reference's error, which has
+ * its words.
  */
-int rc_fast_read(struct rref *ref, int64_t timeout, struct rref_view **out)
+static inline __attribute__((always_inline)) int
+copy_value(struct rref *ref, struct rc_peer *p, struct rc_reader *r, struct rref_view **out)
 {
-	struct rc_peer *p = &ref->ctx->peers[ref->owner];
-	struct rc_reader *r;
-	struct rc_landing *v;
+	struct rc_landing *v = fast_landing(ref, p, &r);
 
-	if (unlikely(!p->reads_inline))
-		return read_by_hardware(ref, timeout, out);
-	v = fast_landing(ref, p, &r);
 	if (unlikely(!v))
-		return rc_read_whole(ref, timeout, out);
+		return 0;
 	v->header.nonce = 0; /* a READ that brought nothing must be seen as one */
 	if (unlikely(post_marked(ref, p, r, v) != 1))
-		return other_way(ref, timeout, out, v, 0);
-	return view_landed(ref, timeout, out, r, v, r->read.status);
+		return not_read(ref, v, 0);
+	if (unlikely(!view_landed(ref, r, v, r->read.status)))
+		return not_read(ref, v, r->read.status);
+	*out = &v->view;
+	return 1;
+}
+
+/* Looks at a large value where it lies. Returns NULL for the general way. */
+static __attribute__((noinline)) struct rref_view *look_at_large(struct rref *ref)
+{
+	struct rref_view *v;
+
+	return at_load(&ref->fast_class) == RC_FAST_LOOK &&
+			       rc_read_look(ref, rc_look_bytes(ref->ctx), &v)
+		       ? v
+		       : NULL;
+}
+
+/* Does so, or goes the general way. */
+static __attribute__((noinline)) int look_or_read(struct rref *ref, int64_t timeout,
+						  struct rref_view **out)
+{
+	struct rref_view *v = look_at_large(ref);
+
+	if (!v)
+		return rc_read_whole(ref, timeout, out);
+	*out = v;
+	return 0;
+}
+
+int rc_fast_read_copied(struct rref *ref, int64_t timeout, struct rref_view **out,
+			struct rc_peer *p)
+{
+	int done = copy_value(ref, p, rc_reader_of(ref->ctx), out);
+
+	if (likely(done == 1))
+		return 0;
+	return done ? done : look_or_read(ref, timeout, out);
+}
+
+size_t rc_fast_many(struct rref_ctx *ctx, struct rref *const *refs, size_t nr,
+		    struct rref_view **views, int *status)
+{
+	struct rc_reader *r = rc_reader_get(ctx);
+	size_t i;
+
+	for (i = 0; i < nr; i++) {
+		struct rref *ref = refs[i];
+		int done;
+
+		fetch_ahead(refs, nr, i);
+		if (unlikely(!ref || ref->ctx != ctx || !at_load_acq(&ref->fast_class) ||
+			     !ctx->peers[ref->owner].reads_inline))
+			break;
+		done = copy_value(ref, &ctx->peers[ref->owner], r, &views[i]);
+		if (unlikely(!done) && !(views[i] = look_at_large(ref)))
+			break;
+		status[i] = min_of(done, 0);
+		if (unlikely(done < 0))
+			views[i] = NULL;
+	}
+	return i;
+}
+
+/* Writes the error of a READ that was refused into f. The error has its words. */
+static __attribute__((noinline, cold)) void own_fails(struct rref_future *f, const struct rref *ref,
+						      int err)
+{
+	f->status = err;
+	f->wc_status = -1;
+	f->about = at_load_acq(&ref->state) == RC_H_FAILED ? ref->about : 0;
+	snprintf(f->text, sizeof(f->text), "%s", rc_error_text());
+}
+
+bool rc_fast_begin(struct rref *ref, struct rref_future **out)
+{
+	struct rref_ctx *ctx = ref->ctx;
+	struct rc_reader *r;
+	bool here = rc_read_ready_here(ref);
+	struct rref_view *v = NULL;
+	struct rref_future *f;
+	int done = 1;
+
+	if (!RB_FAST(here ? !ctx->scopes
+			  : at_load_acq(&ref->fast_class) && ctx->peers[ref->owner].reads_inline))
+		return false;
+	r = rc_reader_get(ctx);
+	/* First: without a future the value would be read twice. */
+	f = r ? rc_own_get(r) : NULL;
+	if (unlikely(!f))
+		return false;
+	if (here)
+		v = rc_read_alias(ref);
+	else
+		done = copy_value(ref, &ctx->peers[ref->owner], r, &v);
+	if (unlikely(!done) && !(v = look_at_large(ref))) {
+		rc_own_put(f);
+		return false;
+	}
+	f->is = &rc_read_at_once_kind;
+	f->peer = ref->owner;
+	at_store(&f->view, v);
+	at_store(&f->then_state, 0);
+	at_store(&f->refs, 1);
+	if (unlikely(done < 0))
+		own_fails(f, ref, done);
+	*out = f;
+	rc_loop_wake(ctx);
+	return true;
 }

@@ -11,6 +11,7 @@
 #include "core/op/kind.h"
 #include "core/read/internal.h"
 #include "core/read/read.h"
+#include "core/value/reader.h"
 
 #define INLINE_MAX 2u /* pieces asked for at once */
 
@@ -62,29 +63,26 @@ static bool copy_all(struct rref_future *f, struct rc_peer *p, struct rv_conn *c
 	return connected;
 }
 
-/*
- * Pins the connection by p->readers. Pairs with the fence: it stores conn = NULL, then waits until
- * readers is 0 (both sc).
- */
 static enum rc_read_begun inline_begin(struct rref_future *f, struct rc_peer *p)
 {
-	struct rv_conn *conn;
+	struct rc_reader *r = rc_reader_get(f->ctx);
+	struct rv_conn *conn = rc_read_pin(r, p);
 	bool over = false;
 
-	at_add_sc(&p->readers, 1);
-	conn = at_load_sc(&p->conn);
 	if (conn && at_load(&p->nr_waiting) == 0 && !rc_read_outlived(f))
 		over = copy_all(f, p, conn);
-	at_sub_rel(&p->readers, 1);
+	rc_read_unpin(r, p);
 	return over ? RC_READ_OVER : RC_READ_WAITS;
 }
+
+static needs_lock void go_on(struct rref_future *f);
 
 static needs_lock bool
 inline_resume(struct rref_future *f, struct rc_peer *p, struct rv_conn *conn)
 {
 	rc_read_wait_over(f, p);
-	if (f->is->resume) {
-		f->is->resume(f); /* goes on in turns, and without the lock */
+	if (f->is->resume || rc_read_is_large(f)) {
+		go_on(f); /* turns do without the lock */
 	} else if (copy_all(f, p, conn)) {
 		rc_read_done_locked(f);
 	} else {
@@ -98,23 +96,47 @@ inline_resume(struct rref_future *f, struct rc_peer *p, struct rv_conn *conn)
 static needs_lock void inline_turn(struct rref_future *f, struct rc_peer *p)
 {
 	struct rref_ctx *ctx = f->ctx;
-	bool connected = false;
-	struct rv_conn *conn;
-
 	/* Pins it under the lock: it is of the session whose epoch the caller has compared. */
-	at_add_sc(&p->readers, 1);
-	conn = at_load_sc(&p->conn);
+	struct rc_reader *r = rc_reader_get(ctx);
+	struct rv_conn *conn = rc_read_pin(r, p);
+	bool connected = false;
+
 	rc_unlock_bare(ctx);
 	if (conn)
 		connected = copy_some(f, p, conn, min_of(p->max_msg, TURN_BYTES / INLINE_MAX));
-	at_sub_rel(&p->readers, 1);
+	rc_read_unpin(r, p);
 	rc_lock(ctx);
 	if (!connected && rc_op_wanted(f))
 		rc_read_wait(f, p);
 	else if (rc_read_all_asked(f) || f->read_status || !rc_op_wanted(f))
 		rc_read_done_locked(f);
 	else
+		go_on(f);
+}
+
+/* Copies a turn of a large read that waited. */
+static needs_lock void large_turn(struct rref_ctx *ctx, struct rc_work *w)
+{
+	struct rref_future *f = container_of(w, struct rref_future, work);
+
+	/* The location is of a session that ended. */
+	if (rc_read_outlived(f))
+		rc_read_note(f, -ENOTCONN, -1);
+	if (f->read_status || !rc_op_wanted(f))
+		rc_read_done_locked(f);
+	else
+		inline_turn(f, &ctx->peers[f->peer]);
+}
+
+/* Has the next turn of f made by the release of the lock. */
+static needs_lock void go_on(struct rref_future *f)
+{
+	if (f->is->resume) {
 		f->is->resume(f);
+		return;
+	}
+	f->work.run = large_turn;
+	rc_defer(f->ctx, &f->work);
 }
 
 const struct rc_read_strategy rc_read_inline = { inline_begin, inline_resume, inline_turn };

@@ -3,8 +3,12 @@
 #ifndef RC_READ_INTERNAL_H
 #define RC_READ_INTERNAL_H
 
+#include "base/slow.h"
 #include "core/base/locked.h"
 #include "core/ctx.h"
+#include "core/read/read.h"
+#include "core/value/look.h"
+#include "core/value/reader.h"
 
 /* The state of a read that has begun. */
 enum rc_read_begun {
@@ -42,7 +46,50 @@ bool rc_read_is_single(const struct rref_future *f, uint64_t max_msg);
  */
 without_lock void rc_read_start_many(struct rc_peer *p, struct rref_future **f, unsigned n);
 
+/* at_once.c */
+extern const struct rc_op_kind rc_read_at_once_kind; /* futures that were never under way */
+/*
+ * Reads, of any kind, over a device that copies. Returns false if the read has to wait. Otherwise
+ * *out is complete. length: SIZE_MAX = the whole value.
+ */
+bool rc_read_at_once(struct rref *ref, size_t offset, size_t length, struct rref_future **out);
+
+/* into.c */
+/*
+ * Reads into the program's memory, over a device that copies. Returns 1 with *got. Returns 0 for
+ * the general way, or the reference's error, with its text.
+ */
+int rc_into_try(struct rref *ref, void *buf, size_t offset, size_t length, size_t *got);
+
+/* fast.c */
+/*
+ * Returns 0 if the general way may find out why a READ failed. Nothing asks again after a refusal.
+ * The refusal has ended the connection, and the answer would be the same. Then this returns the
+ * reference's error, with its text.
+ */
+int rc_read_refused(struct rref *ref, int status);
+
+/* result.c */
+/* Makes the result of an operation that was claimed. No device touches it any more. */
+void rc_read_fill_result(struct rref_future *f);
+/*
+ * Ends f if it has its view. Another thread may have put the view there, and stopped. Returns false
+ * if it has none. f has a READ out.
+ */
+bool rc_read_has_view(struct rref_future *f);
+/*
+ * End an operation that no device touches any more. Make its result, if it still wants one. Give
+ * back the engine's hold. rc_read_done leaves all but a good view to the holder of the lock.
+ */
+void rc_read_done(struct rref_future *f);
+needs_lock void rc_read_done_locked(struct rref_future *f);
+
 /* read.c */
+/*
+ * Reads f over a device that copies. Only the caller knows f, whose future is complete. Returns
+ * false if it has to wait.
+ */
+bool rc_read_copied(struct rref_future *f, struct rc_peer *p);
 bool rc_read_all_asked(const struct rref_future *f);
 /*
  * Returns whether the session in which the reference was good is over. The caller looks behind the
@@ -60,14 +107,16 @@ void rc_read_begin_again(struct rref_future *f);
 void rc_read_note(struct rref_future *f, int status, int wc);
 /* Prepares f, or notes its failure and returns false. */
 bool rc_read_prepare(struct rref_future *f);
+/* Goes on with a read that begin returned so, now or at the next release of the lock. */
+void rc_read_go_soon(struct rref_future *f, struct rc_peer *p, enum rc_read_begun begun);
+/* Leaves work on f to the next holder of the lock. */
+void rc_read_later(struct rref_future *f, void (*run)(struct rref_ctx *ctx, struct rc_work *w));
+/* Does so with the end of f: rc_read_over. */
+void rc_read_over_soon(struct rref_future *f);
 /* Goes on with a read that begin returned so. */
 needs_lock void rc_read_go(struct rref_future *f, struct rc_peer *p, enum rc_read_begun begun);
-/*
- * End an operation that no device touches any more. Make its result, if it still wants one. Give
- * back the engine's hold.
- */
-without_lock void rc_read_done(struct rref_future *f);
-needs_lock void rc_read_done_locked(struct rref_future *f);
+/* Ends a read whose READs are all over, or has it begin again. */
+needs_lock void rc_read_over(struct rref_future *f);
 /* Returns whether post_reads failed for another reason than a missing slot or connection. */
 bool rc_read_hard_failure(int posted);
 void rc_read_count_posted(struct rref_ctx *ctx, int posted);
@@ -77,6 +126,13 @@ needs_lock void rc_read_wait_first(struct rref_future *f, struct rc_peer *p); /*
 needs_lock void rc_read_wait_over(struct rref_future *f, struct rc_peer *p); /* waits no more */
 /* Ends the only READ of f, which brought no other operation's value. */
 needs_lock void rc_read_finished(struct rref_future *f, int status, int wc);
+/*
+ * Ends a READ of f that went well. Waits for no lock. Returns whether the holder of the lock has
+ * something to do.
+ */
+bool rc_read_ended_well(struct rref_future *f);
+/* Does that for all that the READ of that cookie brought. */
+bool rc_read_came(struct rref_ctx *ctx, uint64_t cookie);
 /* Sets f up as a read whose only READ, into v, is at the device. */
 void rc_read_taken(struct rref_future *f, struct rref *ref, struct rc_landing *v);
 
@@ -90,6 +146,12 @@ size_t rc_read_copy(struct rref_view *v, void *buf, size_t offset, size_t length
 int rc_read_finish(struct rref_future *f, int64_t deadline, int64_t timeout,
 		   struct rref_view **out);
 int rc_read_cannot(const struct rref *ref, const void *out, const char *what);
+
+/* Returns whether the read copies so much that it is not done under the lock. */
+static inline bool rc_read_is_large(const struct rref_future *f)
+{
+	return min_of(f->length, f->loc.length) + RC_HEADER_BYTES > RB_SLOW_BYTES;
+}
 
 static inline bool rc_read_ready_here(const struct rref *ref)
 {
@@ -112,10 +174,19 @@ int rc_read_go_on(struct rref *ref, struct rc_in_flight **fl, struct rc_landing 
 
 /* split.c */
 /* all */
+/*
+ * Begins a read in pieces if all of it can be posted now. The lock need not be held. urgent: it
+ * waits neither for room nor for its turn. Without a slot for all of it, it then comes to nothing.
+ */
+enum rc_read_begun rc_split_begin(struct rref_future *f, struct rc_peer *p, bool urgent);
 /* Returns false if it has to wait for a slot. */
 needs_lock bool rc_split_start(struct rref_future *f, struct rc_peer *p, struct rv_conn *conn);
-/* Returns whether the read goes on. f->outstanding counts the end already. */
-needs_lock bool rc_split_finished(struct rref_future *f, struct rc_peer *p);
+/* Gives back the room of a piece that has ended. f->outstanding still counts it. */
+void rc_split_bytes_ended(struct rref_future *f, struct rc_peer *p);
+/* Counts a piece that has ended at that connection, as in f->pieces_at. */
+void rc_split_ended(struct rc_peer *p, uint32_t connection);
+/* Has f post no further pieces. A piece of it is still counted. */
+needs_lock void rc_split_give_up(struct rref_future *f, struct rc_peer *p);
 /* Gives reads their turn as far as there is room, after pieces have ended. */
 needs_lock void rc_split_go_on(struct rc_peer *p);
 /*
@@ -127,30 +198,59 @@ unsigned rc_split_build(struct rref_future *f, uint64_t max_msg, struct rv_read 
 void rc_split_unbuild(struct rref_future *f, const struct rv_read *r, unsigned from, unsigned n);
 
 /* check.c */
+/* Returns whether the header is of the value at the location. */
+bool rc_read_header_fits(const struct rc_header *h, const struct rref *ref,
+			 const struct rp_location *loc);
 /* Returns 0, or -errno with f->text. */
 int rc_read_explain(struct rref_future *f);                 /* checks f->read_status */
 int rc_read_check(struct rref_future *f);                   /* checks the header and the segments */
+bool rc_read_is_good(const struct rref_future *f); /* the same, without a text */
+
+/* again.c */
+extern _Atomic bool rc_never_again; /* A test sets it: no read stands in for another. */
+
+/* Returns the number of pieces for which a read that stands in for f counts. */
+static inline uint32_t rc_read_pieces(const struct rref_future *f)
+{
+	return (uint32_t)(2 + f->length / RC_PIECE_MAX);
+}
 
 /* in_flight.c */
-/* Returns a flight, NULL if there is no memory. Callbacks may run meanwhile. */
-struct rc_in_flight *rc_in_flight_get(struct rref_ctx *ctx);
 /* Begins a READ; a flight has one at a time. Returns the READ's cookie. */
-uint64_t rc_in_flight_begin(struct rc_in_flight *fl);
+static inline uint64_t rc_in_flight_begin(struct rc_in_flight *fl)
+{
+	rb_assert_is(at_load(&fl->state), ==, RC_FLIGHT_MINE);
+	rb_assert(!((uintptr_t)fl & RC_FLIGHT_COOKIE));
+	/* stored before the post, which publishes the flight to the pollers */
+	at_store(&fl->state, RC_FLIGHT_POSTED);
+	return RC_FLIGHT_COOKIE | (uintptr_t)fl;
+}
+
+static inline struct rc_in_flight *rc_in_flight_of(uint64_t cookie)
+{
+	return (struct rc_in_flight *)(uintptr_t)(cookie & ~RC_FLIGHT_COOKIE);
+}
+
+/* Ends a READ that its thread waits for. Returns false for one that its thread has left. */
+static inline bool rc_in_flight_land(struct rc_in_flight *fl, int status)
+{
+	uint32_t state = RC_FLIGHT_POSTED;
+
+	at_store(&fl->status, status);
+	return likely(at_cas_ar(&fl->state, &state, RC_FLIGHT_LANDED));
+}
+
 /* Takes back a READ that was not posted. */
 void rc_in_flight_undo(struct rc_in_flight *fl);
 bool rc_in_flight_landed(struct rc_in_flight *fl, int *status);
 /*
- * Returns true if the READ is over, with its status. Returns false if it takes long. Callbacks may
- * run meanwhile.
+ * Leaves a READ that takes long. Returns false if it has landed. Otherwise f, which is set up for
+ * it, is the READ's operation from here on. Without an f, the READ's end gives back v, its landing
+ * buffer. *fl is then another flight, NULL if there is no memory.
  */
-bool rc_in_flight_wait(struct rref_ctx *ctx, const struct rc_peer *p, struct rc_in_flight *fl,
-		       int *status);
-/*
- * Leaves a READ that takes long. Returns false if it is over. Otherwise f is the READ's operation
- * from here on. Without an f, the READ's end gives back v, its landing buffer. *fl is then another
- * flight, NULL if there is no memory.
- */
-needs_lock bool rc_in_flight_leave(struct rref_ctx *ctx, struct rc_in_flight **fl,
-				   struct rref_future *f, struct rc_landing *v, int *status);
+bool rc_in_flight_leave(struct rref_ctx *ctx, struct rc_in_flight **fl, struct rref_future *f,
+			struct rc_landing *v);
+/* Ends the READ of a flight, which went well. Returns as rc_read_ended_well. */
+bool rc_in_flight_ended_well(struct rref_ctx *ctx, struct rc_in_flight *fl);
 
 #endif

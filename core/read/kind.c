@@ -15,14 +15,21 @@
 void rc_read_end(struct rref_ctx *ctx, struct rref_future *f, int status, const char *text)
 {
 	rc_assert_locked(ctx);
-	if (rc_op_fail(f, status, -1, text) && !rc_op_unpark(ctx, f))
-		at_add(&ctx->n.quarantined, 1);
+	/* Counted first: its last READ may end meanwhile. */
+	at_add(&ctx->n.quarantined, 1);
+	if (!rc_op_fail(f, status, -1, text) || rc_op_unpark(ctx, f))
+		at_sub(&ctx->n.quarantined, 1);
 }
 
 void rc_read_release(struct rref_future *f)
 {
-	if (f->view)
-		rref_view_free(f->view);
+	struct rref_view *v = rc_op_view(f);
+
+	/* The lock may be held: a large value of this worker's own is not scrubbed here. */
+	if (v && rc_value_of(v))
+		rc_view_put(v);
+	else
+		rref_view_free(v);
 	if (f->handle)
 		rref_release(f->handle);
 	rc_landing_put(f->landing);
@@ -33,7 +40,24 @@ static void read_here(struct rref_future *f, struct rc_value *v)
 {
 	f->type = v->type;
 	at_add(&v->pins, 1);
-	f->view = &v->view;
+	at_store(&f->view, &v->view);
+}
+
+/* Ends the read with a view where the value lies. Returns false if that is not to be. */
+static needs_lock bool ends_by_look(struct rref_future *f)
+{
+	struct rref_view *v;
+
+	if (!rc_read_look(f->handle, f->look_least, &v))
+		return false;
+	if (rc_op_claim(f)) {
+		at_store(&f->view, v);
+		rc_op_finish_locked(f);
+	} else {
+		rref_view_free(v);
+	}
+	rc_op_put(f);
+	return true;
 }
 
 static needs_lock void
@@ -41,11 +65,18 @@ read_located(struct rref_ctx *ctx, struct rref_future *f, const struct rp_locati
 {
 	(void)ctx;
 	f->loc = *loc;
-	rc_read_start_locked(f);
+	if (!ends_by_look(f))
+		rc_read_start_locked(f);
 }
 
 const struct rc_op_kind rc_read_kind = {
-	.name = "read", .reads = true,
-	.end = rc_read_end, .release = rc_read_release, .why_late = rc_stall_words,
-	.here = read_here, .located = read_located,
+	.name = "read",
+	.reads = true,
+	.ends_with_peer = true,
+	.end = rc_read_end,
+	.release = rc_read_release,
+	.why_late = rc_stall_words,
+	.here = read_here,
+	.located = read_located,
+	.late = rc_read_late,
 };

@@ -21,6 +21,7 @@
 #include "core/ctx.h"
 #include "core/read/internal.h"
 #include "core/read/read.h"
+#include "core/value/reader.h"
 
 /* the largest run: beyond it a READ takes long, and values would only wait for one another */
 #define RUN_BYTES (UINT64_C(16) << 10)
@@ -114,7 +115,8 @@ static void merge_build(const struct rc_peer *p, struct rref_future **f, unsigne
 		bytes += more;
 		f[i]->header_asked = true;
 		f[i]->next = f[i]->length;
-		f[i]->outstanding = 1;
+		at_store(&f[i]->outstanding, 1);
+		at_store_rel(&f[i]->posted, true);
 	}
 	runs->first[runs->nr] = n;
 	/* Set last, when the lengths are final. */
@@ -145,12 +147,17 @@ static enum rc_read_begun take_back(struct rref_future *f, int posted)
 {
 	f->header_asked = false;
 	f->next = 0;
-	f->outstanding = 0;
+	at_store(&f->outstanding, 0);
 	f->merged_next = NULL;
 	if (!rc_read_hard_failure(posted))
 		return RC_READ_WAITS;
 	rc_read_note(f, posted, -1);
 	return RC_READ_OVER;
+}
+
+static void count_in_flight(struct rref_ctx *ctx, int more)
+{
+	at_add(&ctx->sleep.reads_in_flight, (uint32_t)more);
 }
 
 /*
@@ -166,45 +173,79 @@ static unsigned post_merged(struct rc_peer *p, struct rv_conn *conn, struct rref
 	unsigned posted;
 
 	merge_build(p, f, n, &m);
-	at_add(&ctx->sleep.reads_in_flight, m.nr);
+	count_in_flight(ctx, (int)m.nr);
 	*result = p->ops->post_reads(conn, m.r, m.nr);
 	posted = (unsigned)max_of(*result, 0);
-	at_sub(&ctx->sleep.reads_in_flight, m.nr - posted);
+	count_in_flight(ctx, (int)posted - (int)m.nr);
 	rc_read_count_posted(ctx, *result);
 	if (m.first[posted] > posted)
 		at_add(&ctx->n.reads_joined, m.first[posted] - posted);
 	return m.first[posted];
 }
 
+/* Returns whether reads of p may be posted over conn, which is pinned. */
+static inline bool may_post(const struct rc_peer *p, const struct rv_conn *conn)
+{
+	return conn && at_load(&p->nr_waiting) == 0;
+}
+
 /* Pins p's connection for post_merged. Returns as that. The lock need not be held. */
 static unsigned post_pinned(struct rc_peer *p, struct rref_future **f, unsigned n, int *result)
 {
-	struct rv_conn *conn;
+	struct rc_reader *r = rc_reader_get(f[0]->ctx);
+	/* The fence goes on behind the pin, so nothing is waited for within. */
+	struct rv_conn *conn = rc_read_pin(r, p);
 	unsigned posted = 0;
 
 	*result = -ENOTCONN;
-	/* The pin. It is given back before the lock is taken: the fence waits for it with the lock
-	 * held. */
-	at_add_sc(&p->readers, 1);
-	conn = at_load_sc(&p->conn);
 	for (unsigned i = 0; conn && i < n; i++)
 		if (unlikely(rc_read_outlived(f[i])))
 			conn = NULL; /* each read finds out in rc_read_wait */
-	if (conn && at_load(&p->nr_waiting) == 0)
+	if (may_post(p, conn))
 		posted = post_merged(p, conn, f, n, result);
-	at_sub_rel(&p->readers, 1);
+	rc_read_unpin(r, p);
+	return posted;
+}
+
+/* Posts a read of one message, under the pin. Returns as post_reads. */
+static int post_single(struct rc_peer *p, struct rv_conn *conn, struct rref_future *f)
+{
+	struct rref_ctx *ctx = f->ctx;
+	struct rv_read r;
+	int posted;
+
+	r.cookie = rc_op_token(f);
+	r.addr = f->loc.addr;
+	r.rkey = f->loc.rkey[p->kind];
+	r.nr_sge = 1;
+	r.sge[0] = rc_landing_piece(f->landing, f->length, p->kind);
+	f->header_asked = true;
+	f->next = f->length;
+	at_store(&f->outstanding, 1);
+	at_store_rel(&f->posted, true);
+	rb_assert(f->landing && rc_read_is_single(f, p->max_msg));
+	count_in_flight(ctx, 1);
+	posted = p->ops->post_reads(conn, &r, 1);
+	if (unlikely(posted != 1))
+		count_in_flight(ctx, -1);
+	rc_read_count_posted(ctx, posted);
 	return posted;
 }
 
 static enum rc_read_begun posted_begin(struct rref_future *f, struct rc_peer *p)
 {
-	int result;
+	struct rc_reader *r;
+	struct rv_conn *conn;
+	int posted = -ENOTCONN;
 
 	if (!rc_read_is_single(f, p->max_msg))
-		return RC_READ_PIECES;
-	if (likely(post_pinned(p, &f, 1, &result) == 1))
-		return RC_READ_UNDER_WAY;
-	return take_back(f, result);
+		return rc_split_begin(f, p, false);
+	r = rc_reader_get(f->ctx);
+	conn = rc_read_pin(r, p);
+	if (likely(may_post(p, conn) && !rc_read_outlived(f)))
+		posted = post_single(p, conn, f);
+	rc_read_unpin(r, p);
+	return likely(posted == 1) ? RC_READ_UNDER_WAY : take_back(f, posted);
 }
 
 void rc_read_start_many(struct rc_peer *p, struct rref_future **f, unsigned n)
@@ -223,15 +264,9 @@ void rc_read_start_many(struct rc_peer *p, struct rref_future **f, unsigned n)
 	}
 	if (!nr)
 		return;
-	struct rref_ctx *ctx = single[0]->ctx;
-
 	posted = post_pinned(p, single, nr, &result);
-	if (likely(posted == nr))
-		return;
-	rc_lock(ctx);
-	for (; posted < nr; posted++)
-		rc_read_go(single[posted], p, take_back(single[posted], result));
-	rc_unlock(ctx);
+	for (; unlikely(posted < nr); posted++)
+		rc_read_go_soon(single[posted], p, take_back(single[posted], result));
 }
 
 /*

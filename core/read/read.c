@@ -15,19 +15,23 @@
  * keys of its own: the payload first, the header behind it. One doorbell serves both if the payload
  * is one message.
  *
- * An operation belongs first to the thread that starts it. Once pieces are at a device that reports
- * by events, only the holder of the progress lock works on it.
+ * An operation belongs first to the thread that starts it. From the post on, READs that end well
+ * count f->outstanding down, on any thread and without the lock. The thread that makes it 0 has the
+ * read, and ends it. Some reads it leaves to the holder of the lock. These have to begin again,
+ * have failed, or bring a payload.
  */
 #include <errno.h>
 #include <stdio.h>
 
 #include "core/base/guard.h"
+#include "core/base/kick.h"
 #include "core/base/lock.h"
 #include "core/ctx.h"
 #include "core/op/kind.h"
 #include "core/read/internal.h"
 #include "core/read/read.h"
 #include "core/session/session.h"
+#include "core/value/reader.h"
 
 static struct rc_peer *read_peer_of(const struct rref_future *f)
 {
@@ -60,6 +64,7 @@ void rc_read_begin_again(struct rref_future *f)
 	f->next = 0;
 	f->header_asked = false;
 	f->again = false;
+	f->pieces_at = 0; /* all of its pieces are back */
 	memset(&f->landing->header, RC_UNREAD, RC_HEADER_BYTES);
 	at_add(&f->ctx->n.reads_again, 1);
 }
@@ -76,7 +81,11 @@ void rc_read_note(struct rref_future *f, int status, int wc)
 
 void rc_read_count_posted(struct rref_ctx *ctx, int posted)
 {
-	if (posted > 0) {
+	struct rc_reader *r = rc_reader_of(ctx);
+
+	if (likely(r != NULL)) {
+		rc_reader_count(r, posted);
+	} else if (posted > 0) {
 		at_add(&ctx->n.reads, (unsigned)posted);
 		at_add(&ctx->n.doorbells, 1);
 	}
@@ -109,9 +118,10 @@ void rc_read_wait(struct rref_future *f, struct rc_peer *p)
 		return;
 	}
 	list_add_tail(&p->waiting, &f->node);
-	at_add(&p->nr_waiting, 1);
-	/* The connection may have come up, or slots free, between the look without the lock and
-	 * now. */
+	rc_peer_watch(ctx, p);
+	/* sc. Pairs with go_on_later in take_in.c. The connection may have come up, or slots free,
+	 * between the look without the lock and now. */
+	at_add_sc(&p->nr_waiting, 1);
 	if (at_load(&p->conn) && !f->retried) {
 		f->retried = true;
 		rc_read_pump(ctx, p);
@@ -165,10 +175,68 @@ void rc_read_go(struct rref_future *f, struct rc_peer *p, enum rc_read_begun beg
 		rc_read_wait(f, p);
 }
 
+static needs_lock void go_later(struct rref_ctx *ctx, struct rc_work *w)
+{
+	struct rref_future *f = container_of(w, struct rref_future, read_work);
+	struct rc_peer *p = read_peer_of(f);
+
+	(void)ctx;
+	if (!rc_op_wanted(f))
+		rc_read_done_locked(f);
+	else if (p->reads_inline || rc_read_is_single(f, p->max_msg))
+		rc_read_go(f, p, RC_READ_WAITS);
+	else
+		rc_read_go(f, p, RC_READ_PIECES);
+}
+
+void rc_read_later(struct rref_future *f, void (*run)(struct rref_ctx *ctx, struct rc_work *w))
+{
+	struct rref_ctx *ctx = f->ctx;
+
+	f->read_work.run = run;
+	rc_work_push(ctx, &f->read_work);
+	if (rc_trylock(ctx))
+		rc_unlock(ctx);
+	else
+		rc_kick(ctx);
+}
+
+void rc_read_go_soon(struct rref_future *f, struct rc_peer *p, enum rc_read_begun begun)
+{
+	struct rref_ctx *ctx = f->ctx;
+
+	/* The lock's holder may stand still. */
+	if (!rc_trylock(ctx)) {
+		rc_read_later(f, go_later);
+		return;
+	}
+	rc_work_run_pushed(ctx); /* reads that came before */
+	rc_read_go(f, p, begun);
+	rc_unlock(ctx);
+}
+
 /* Begins a read whose handle and location are set. The lock need not be held. */
 static enum rc_read_begun begin_read(struct rref_future *f, struct rc_peer *p)
 {
 	return rc_read_prepare(f) ? rc_read_strategy(p)->begin(f, p) : RC_READ_OVER;
+}
+
+/* Starts a large read. Gets its memory without the lock: a region may have to be registered. */
+static needs_lock void start_large(struct rref_ctx *ctx, struct rc_work *w)
+{
+	struct rref_future *f = container_of(w, struct rref_future, work);
+	struct rc_peer *p = read_peer_of(f);
+	bool ready;
+
+	rc_unlock_bare(ctx);
+	ready = rc_read_prepare(f);
+	rc_lock(ctx);
+	if (!ready || !rc_op_wanted(f))
+		rc_read_done_locked(f);
+	else if (p->reads_inline)
+		rc_read_wait(f, p); /* goes on in turns */
+	else
+		rc_read_go(f, p, rc_read_strategy(p)->begin(f, p));
 }
 
 void rc_read_start_locked(struct rref_future *f)
@@ -176,22 +244,23 @@ void rc_read_start_locked(struct rref_future *f)
 	struct rc_peer *p = read_peer_of(f);
 
 	rc_assert_locked(f->ctx);
-	rc_read_go(f, p, begin_read(f, p));
+	if (!rc_read_is_large(f)) {
+		rc_read_go(f, p, begin_read(f, p));
+		return;
+	}
+	f->work.run = start_large;
+	rc_defer(f->ctx, &f->work);
 }
 
 void rc_read_start(struct rref_future *f)
 {
-	struct rref_ctx *ctx = f->ctx;
 	struct rc_peer *p = read_peer_of(f);
 	enum rc_read_begun begun = begin_read(f, p);
 
-	if (begun == RC_READ_OVER) {
+	if (begun == RC_READ_OVER)
 		rc_read_done(f);
-	} else if (begun != RC_READ_UNDER_WAY) {
-		rc_lock(ctx);
-		rc_read_go(f, p, begun);
-		rc_unlock(ctx);
-	}
+	else if (begun != RC_READ_UNDER_WAY)
+		rc_read_go_soon(f, p, begun);
 }
 
 /*
@@ -208,7 +277,8 @@ void rc_read_taken(struct rref_future *f, struct rref *ref, struct rc_landing *v
 	f->length = f->next = f->loc.length;
 	f->whole = f->header_asked = true;
 	f->retried = f->again = f->alone = false;
-	f->outstanding = 1;
+	at_store(&f->outstanding, 1);
+	at_store_rel(&f->posted, true);
 	f->merged_next = NULL;
 }
 
@@ -221,7 +291,8 @@ void rc_read_wait_first(struct rref_future *f, struct rc_peer *p)
 	n->prev = &p->waiting;
 	p->waiting.next->prev = n;
 	p->waiting.next = n;
-	at_add(&p->nr_waiting, 1);
+	at_add_sc(&p->nr_waiting, 1); /* as above */
+	rc_peer_watch(f->ctx, p);
 }
 
 void rc_read_wait_over(struct rref_future *f, struct rc_peer *p)
@@ -238,7 +309,12 @@ void rc_read_pump(struct rref_ctx *ctx, struct rc_peer *p)
 	struct rv_conn *conn = at_load(&p->conn); /* stable: the fence holds the lock too */
 
 	rc_assert_locked(ctx);
-	while (conn && !list_empty(&p->waiting)) {
+	if (!conn || list_empty(&p->waiting))
+		return;
+	/* sc. Pairs with go_on_later in take_in.c. A read leaves the list while it looks for a
+	 * slot. An end that comes meanwhile has the reads go on. */
+	at_add_sc(&p->nr_waiting, 1);
+	while (!list_empty(&p->waiting)) {
 		struct rref_future *f = container_of(p->waiting.next, struct rref_future, node);
 
 		if (!rc_op_wanted(f)) {
@@ -246,9 +322,10 @@ void rc_read_pump(struct rref_ctx *ctx, struct rc_peer *p)
 			rc_read_wait_over(f, p);
 			rc_read_done_locked(f);
 		} else if (!reads->resume(f, p, conn)) {
-			return;
+			break;
 		}
 	}
+	at_sub(&p->nr_waiting, 1);
 }
 
 /* Notes how a READ of f's ended. in_run: the READ brought other values too. */
@@ -259,107 +336,145 @@ static void note_end(struct rref_future *f, int status, int wc, bool in_run)
 	if (status && in_run && !lost)
 		f->alone = lost = true;
 	f->again |= lost;
-	if (!lost)
+	if (lost)
+		f->read_wc = wc;
+	else
 		rc_read_note(f, status, wc);
 }
 
-/* Ends a READ of f's. in_run: as note_end. */
-static needs_lock void ended(struct rref_future *f, int status, int wc, bool in_run)
+void rc_read_over(struct rref_future *f)
 {
 	struct rc_peer *p = read_peer_of(f);
 
-	f->outstanding--;
-	note_end(f, status, wc, in_run);
-	bool wanted = rc_op_wanted(f);
-
-	if (f->pieces_at && rc_split_finished(f, p))
-		return; /* further READs of f are at the device */
-	if (f->outstanding)
-		return;
-	/* No device works on f any more. */
-	if (f->again && !f->read_status && wanted && may_go_again(f, p)) {
+	rc_assert_locked(f->ctx);
+	if (f->again && !f->stands_for && !f->read_status && rc_op_wanted(f) &&
+	    may_go_again(f, p)) {
 		rc_read_begin_again(f);
 		f->retried = true; /* the caller pumps */
 		rc_read_wait(f, p);
 		return;
 	}
 	if (f->again)
-		rc_read_note(f, -ECONNRESET, wc);
+		rc_read_note(f, -ECONNRESET, f->read_wc);
 	rc_read_done_locked(f);
+}
+
+/* Counts a READ of f's that is over. Returns whether no other is under way, and no turn to come. */
+static bool one_fewer(struct rref_future *f, struct rc_peer *p)
+{
+	uint32_t pieces_at = f->pieces_at;
+	bool last;
+
+	if (!pieces_at)
+		return at_sub_ar(&f->outstanding, 1) == 1;
+	rc_split_bytes_ended(f, p);
+	last = at_sub_ar(&f->outstanding, 1) == 1;
+	/* Comes last. Pairs with rc_split_go_on: no piece is out, so the read may leave. f may be
+	 * another thread's by now. */
+	rc_split_ended(p, pieces_at);
+	return last;
+}
+
+/* Ends a READ of f's. in_run: as note_end. */
+static needs_lock void read_ended(struct rref_future *f, int status, int wc, bool in_run)
+{
+	struct rc_peer *p = read_peer_of(f);
+
+	note_end(f, status, wc, in_run);
+	if (f->pieces_at && (f->again || f->read_status || !rc_op_wanted(f)))
+		rc_split_give_up(f, p);
+	if (one_fewer(f, p))
+		rc_read_over(f);
+}
+
+static needs_lock void over_later(struct rref_ctx *ctx, struct rc_work *w)
+{
+	struct rref_future *f = container_of(w, struct rref_future, read_work);
+	struct rc_peer *p = read_peer_of(f);
+
+	rc_read_over(f);
+	rc_read_pump(ctx, p);
+}
+
+bool rc_read_ended_well(struct rref_future *f)
+{
+	if (!one_fewer(f, read_peer_of(f)))
+		return false;
+	if (likely(!f->again && !f->read_status && !f->is->over)) {
+		rc_read_done(f);
+		return false;
+	}
+	f->read_work.run = over_later;
+	rc_work_push(f->ctx, &f->read_work);
+	return true;
+}
+
+void rc_read_over_soon(struct rref_future *f)
+{
+	rc_read_later(f, over_later);
 }
 
 void rc_read_finished(struct rref_future *f, int status, int wc)
 {
 	rc_assert_locked(f->ctx);
 	at_sub(&f->ctx->sleep.reads_in_flight, 1);
-	ended(f, status, wc, false);
+	read_ended(f, status, wc, false);
+}
+
+/* Finds the operation whose READ has ended. Returns NULL if it is no more. */
+static struct rref_future *read_of(struct rref_ctx *ctx, uint64_t cookie)
+{
+	struct rref_future *f = rc_op_find(ctx, cookie);
+
+	at_sub(&ctx->sleep.reads_in_flight, 1);
+	if (likely(f && f->is->reads && at_load(&f->outstanding)))
+		return f;
+	at_add(&ctx->n.dropped, 1);
+	return NULL;
+}
+
+bool rc_read_came(struct rref_ctx *ctx, uint64_t cookie)
+{
+	struct rref_future *f = read_of(ctx, cookie), *next;
+	bool due = false;
+
+	for (; f; f = next) {
+		next = f->merged_next; /* read first: f may be over behind it */
+		/* A value in pieces has many ends, on several threads at once, and is in no run. */
+		if (next)
+			f->merged_next = NULL;
+		due |= rc_read_ended_well(f);
+	}
+	return due;
 }
 
 void rc_read_event(struct rref_ctx *ctx, uint64_t cookie, int status, int wc)
 {
-	struct rref_future *f = rc_op_find(ctx, cookie), *next;
+	struct rref_future *f = read_of(ctx, cookie), *next;
 
 	rc_assert_locked(ctx);
-	at_sub(&ctx->sleep.reads_in_flight, 1);
-	if (!f || !f->is->reads || !f->outstanding) {
-		at_add(&ctx->n.dropped, 1);
-		return;
+	for (bool in_run = f && f->merged_next; f; f = next) {
+		next = f->merged_next; /* as above */
+		if (next) /* as above */
+			f->merged_next = NULL;
+		read_ended(f, status, wc, in_run);
 	}
-	struct rc_peer *p = read_peer_of(f);
+}
 
-	for (bool in_run = f->merged_next; f; f = next) {
-		next = f->merged_next; /* read first: f may be over behind it */
-		f->merged_next = NULL;
-		ended(f, status, wc, in_run);
-	}
+void rc_reads_go_on(struct rref_ctx *ctx, struct rc_peer *p)
+{
+	rc_assert_locked(ctx);
 	rc_split_go_on(p);
+	rc_read_pump(ctx, p);
 }
 
-/*
- * Makes the result of an operation that no device touches any more. Returns false if nobody wants
- * it. Otherwise f is claimed.
- */
-static bool make_result(struct rref_future *f)
+bool rc_read_copied(struct rref_future *f, struct rc_peer *p)
 {
-	struct rref_ctx *ctx = f->ctx;
-	int status = f->read_status;
-
-	if (!rc_op_claim(f)) {
-		at_sub(&ctx->n.quarantined, 1);
+	rb_assert(p->reads_inline && rc_op_done(f));
+	if (begin_read(f, p) != RC_READ_OVER)
 		return false;
-	}
-	if (!status && !rc_read_all_asked(f))
-		status = -ECANCELED;
-	f->status = status ? rc_read_explain(f) : rc_read_check(f);
-	f->wc_status = f->read_wc;
-	if (f->status)
-		return true;
-	f->landing->view.length = f->whole ? f->loc.length : f->length;
-	f->landing->view.nr_segments = f->loc.nr_segments;
-	f->landing->type_hash = f->loc.type_hash;
-	if (unlikely(f->whole && f->loc.nr_refs))
-		rc_view_hold(f->landing, f->handle, f->loc.nr_refs);
-	f->view = &f->landing->view;
-	f->landing = NULL;
-	at_add(&ctx->n.read_bytes, f->view->length);
+	rc_read_fill_result(f);
 	return true;
-}
-
-void rc_read_done(struct rref_future *f)
-{
-	if (make_result(f))
-		rc_op_finish(f);
-	rc_op_put(f);
-}
-
-void rc_read_done_locked(struct rref_future *f)
-{
-	rc_assert_locked(f->ctx);
-	if (make_result(f))
-		rc_op_finish_locked(f);
-	if (f->is->over)
-		f->is->over(f);
-	rc_op_put(f);
 }
 
 /*
@@ -392,6 +507,6 @@ void rc_read_fail(struct rref_future *f, int status)
 {
 	rc_assert_locked(f->ctx);
 	rc_read_note(f, status, -1);
-	if (!f->outstanding)
+	if (!at_load(&f->outstanding))
 		rc_read_done_locked(f);
 }

@@ -19,11 +19,18 @@
  * Pieces of two connections are never mixed. A header vouches only for bytes that came before it on
  * its own connection. When a connection ends, its reads begin again, once their pieces in flight
  * have come back.
+ *
+ * Pieces are posted under the lock, and end without it: an end gives back room and counts down. A
+ * read that waits for room is in the queue before it looks for the last time. So the end of a piece
+ * finds it there, and pushes the work that goes on with it (take_in.c).
  */
+#include <errno.h>
+
 #include "core/base/lock.h"
 #include "core/ctx.h"
 #include "core/read/internal.h"
 #include "core/read/read.h"
+#include "core/session/session.h"
 
 #define TURN (UINT64_C(1) << 20)
 #define ROOM (TURN + RC_PIECE_MAX) /* a turn and its header */
@@ -88,16 +95,41 @@ static bool is_short(const struct rref_future *f, const struct rc_peer *p)
 	return f->length <= p->max_msg;
 }
 
-static needs_lock uint64_t split_room(const struct rc_split *q)
+/* Moves one of the numbers of a connection, if it is still the connection at hand. */
+static void split_count(_Atomic uint64_t *number, uint32_t connection, int64_t by)
 {
-	return q->bytes < ROOM ? ROOM - q->bytes : 0;
+	uint64_t old = at_load(number);
+
+	do {
+		if (old >> 32 != connection)
+			return;
+		rb_assert_if(by < 0, (uint32_t)old >= (uint64_t)-by);
+	} while (!at_cas_weak_sc(number, &old, old + (uint64_t)by));
 }
 
-static needs_lock bool split_has_room(const struct rref_future *f, const struct rc_peer *p)
+static uint64_t split_room(const struct rc_split *q)
 {
-	uint64_t left = f->length - f->next + (f->header_asked ? 0 : RC_HEADER_BYTES);
+	/* sc. Pairs with take_bytes: a read that finds no room is in the queue already. */
+	uint64_t bytes = (uint32_t)at_load_sc(&q->bytes);
 
-	return is_short(f, p) || split_room(&p->pieces) >= min_of(left, LEAST);
+	return bytes < ROOM ? ROOM - bytes : 0;
+}
+
+/* Returns whether pieces are out, whose ends go on with the reads that wait. */
+static bool pieces_are_out(const struct rc_split *q)
+{
+	return (uint32_t)at_load_sc(&q->outstanding) != 0;
+}
+
+/* Returns the bytes of f that are not asked for. */
+static uint64_t split_left(const struct rref_future *f)
+{
+	return f->length - f->next + (f->header_asked ? 0 : RC_HEADER_BYTES);
+}
+
+static bool split_has_room(const struct rref_future *f, const struct rc_peer *p)
+{
+	return is_short(f, p) || split_room(&p->pieces) >= min_of(split_left(f), LEAST);
 }
 
 static needs_lock void split_put(struct rc_split *q, struct rref_future *f, bool first)
@@ -106,114 +138,314 @@ static needs_lock void split_put(struct rc_split *q, struct rref_future *f, bool
 		list_add(&q->reads, &f->node);
 	else
 		list_add_tail(&q->reads, &f->node);
-	q->nr_reads++;
+	at_add_sc(&q->nr_reads, 1); /* Pairs with go_on_later in take_in.c */
+	rc_peer_watch(f->ctx, container_of(q, struct rc_peer, pieces));
 }
 
 static needs_lock void split_take(struct rc_split *q, struct rref_future *f)
 {
 	list_del(&f->node);
-	q->nr_reads--;
+	at_sub(&q->nr_reads, 1);
 }
 
-/* Posts all pieces for which there is room, at least one. The rest waits. Returns as post_reads. */
-static needs_lock int split_post(struct rref_future *f, struct rc_peer *p, struct rv_conn *conn)
+/*
+ * Takes up to max bytes out of those of f that are in flight. Pieces mostly have the length of a
+ * message. So each end takes that much, and the last one what is left.
+ */
+static void take_bytes(struct rref_future *f, struct rc_split *q, uint64_t max)
+{
+	uint64_t bytes = at_load(&f->bytes_at), taken;
+
+	do
+		taken = min_of(bytes, max);
+	while (taken && !at_cas_weak_ar(&f->bytes_at, &bytes, bytes - taken));
+	if (taken)
+		split_count(&q->bytes, f->pieces_at, -(int64_t)taken);
+}
+
+/* The bytes of a read's pieces in q->bytes. */
+enum split_bytes {
+	SPLIT_COUNTS, /* are counted with each piece */
+	SPLIT_RESERVED, /* were counted before */
+	SPLIT_FREE, /* are not counted */
+};
+
+static enum split_bytes bytes_of(const struct rref_future *f, const struct rc_peer *p)
+{
+	return is_short(f, p) ? SPLIT_FREE : SPLIT_COUNTS;
+}
+
+/* Counts r[0..n) as READs at the device, before they are posted. */
+static void count_in(struct rref_future *f, struct rc_peer *p, const struct rv_read *r, unsigned n,
+		     enum split_bytes how)
 {
 	struct rc_split *q = &p->pieces;
-	struct rv_read r[POST_MAX];
-	uint64_t turns = f->next / TURN,
-		 max = is_short(f, p) ? 2 : max_of(split_room(q) / p->max_msg, UINT64_C(1));
-	unsigned n = rc_split_build(f, p->max_msg, r, (unsigned)min_of(max, (uint64_t)POST_MAX));
-	int posted = p->ops->post_reads(conn, r, n);
 
-	rc_split_unbuild(f, r, (unsigned)max_of(posted, 0), n);
-	if (posted <= 0)
-		return posted;
-	rc_read_count_posted(f->ctx, posted);
-	at_add(&f->ctx->sleep.reads_in_flight, (unsigned)posted);
-	if (!f->outstanding)
-		f->bytes_at = 0;
-	f->pieces_at = q->connection;
-	f->outstanding += (unsigned)posted;
-	q->outstanding += (unsigned)posted;
-	for (unsigned i = 0; i < (unsigned)posted && !is_short(f, p); i++) {
-		f->bytes_at += r[i].sge[0].length;
-		q->bytes += r[i].sge[0].length;
+	at_add(&f->ctx->sleep.reads_in_flight, n);
+	at_add(&f->outstanding, n);
+	split_count(&q->outstanding, f->pieces_at, n);
+	for (unsigned i = 0; i < n && how != SPLIT_FREE; i++) {
+		if (how == SPLIT_COUNTS)
+			split_count(&q->bytes, f->pieces_at, r[i].sge[0].length);
+		/* Release. Pairs with take_bytes: q->bytes never has less than this. */
+		at_add_rel(&f->bytes_at, r[i].sge[0].length);
 	}
-	if (!rc_read_all_asked(f))
-		split_put(q, f, turns == f->next / TURN || f->next == f->length);
+}
+
+/* Takes back what count_in counted of r[from..n), which was not posted. */
+static void count_out(struct rref_future *f, struct rc_peer *p, const struct rv_read *r,
+		      unsigned from, unsigned n, enum split_bytes how)
+{
+	struct rc_split *q = &p->pieces;
+
+	for (unsigned i = from; i < n && how != SPLIT_FREE; i++)
+		take_bytes(f, q, r[i].sge[0].length);
+	at_sub(&f->ctx->sleep.reads_in_flight, n - from);
+	at_sub(&f->outstanding, n - from);
+	split_count(&q->outstanding, f->pieces_at, -(int64_t)(n - from));
+}
+
+/*
+ * Posts up to max pieces. Returns as post_reads, and in *rest the bytes that were beyond these
+ * pieces. f has a turn: it is counted in f->outstanding, so that the ends of its pieces leave it
+ * alone meanwhile.
+ */
+static int split_post_some(struct rref_future *f, struct rc_peer *p, struct rv_conn *conn,
+			   uint64_t max, enum split_bytes how, uint64_t *rest)
+{
+	struct rv_read r[POST_MAX];
+	unsigned n = rc_split_build(f, p->max_msg, r, (unsigned)min_of(max, (uint64_t)POST_MAX));
+	int posted;
+
+	rb_assert(at_load(&f->outstanding));
+	*rest = split_left(f);
+	count_in(f, p, r, n, how);
+	posted = p->ops->post_reads(conn, r, n);
+	rc_split_unbuild(f, r, (unsigned)max_of(posted, 0), n);
+	count_out(f, p, r, (unsigned)max_of(posted, 0), n, how);
+	rc_read_count_posted(f->ctx, posted);
 	return posted;
+}
+
+/* Posts all pieces for which there is room, at least one. */
+static int split_post(struct rref_future *f, struct rc_peer *p, struct rv_conn *conn)
+{
+	uint64_t room = split_room(&p->pieces) / p->max_msg;
+	uint64_t max = is_short(f, p) ? 2 : max_of(room, UINT64_C(1)), rest;
+
+	return split_post_some(f, p, conn, max, bytes_of(f, p), &rest);
+}
+
+/* Reserves room for all of f, unless reads wait for theirs. */
+static bool reserve_room(const struct rref_future *f, struct rc_split *q, uint64_t bytes)
+{
+	uint64_t old = at_load(&q->bytes);
+
+	do {
+		if (old >> 32 != f->pieces_at || (uint32_t)old + bytes > ROOM ||
+		    at_load(&q->nr_reads))
+			return false;
+	} while (!at_cas_weak_sc(&q->bytes, &old, old + bytes));
+	return true;
+}
+
+/*
+ * Posts all of f at that connection, as far as there are slots. Returns the last result of
+ * post_reads.
+ */
+static int post_all(struct rref_future *f, struct rc_peer *p, struct rv_conn *conn, bool urgent)
+{
+	enum split_bytes how = urgent || is_short(f, p) ? SPLIT_FREE : SPLIT_RESERVED;
+	uint64_t rest;
+	int posted;
+
+	/* Stable behind the pin: the fence begins another count. */
+	f->pieces_at = (uint32_t)(at_load_sc(&p->pieces.bytes) >> 32);
+	/* Also if there is no room: it waits for the lock then, whose holder may stand still. */
+	at_store_rel(&f->posted, true);
+	if (how == SPLIT_RESERVED && !reserve_room(f, &p->pieces, split_left(f)))
+		return -EAGAIN;
+	at_store(&f->outstanding, 1); /* its turn */
+	do
+		posted = split_post_some(f, p, conn, POST_MAX, how, &rest);
+	while (posted > 0 && split_left(f) == rest && rest);
+	/* count_out has given back the pieces that were built and not posted. */
+	if (how == SPLIT_RESERVED)
+		split_count(&p->pieces.bytes, f->pieces_at, -(int64_t)rest);
+	return posted;
+}
+
+/* Ends f's turn for good: it has no further pieces to post. */
+static needs_lock void end_turn(struct rref_future *f)
+{
+	if (at_sub_ar(&f->outstanding, 1) == 1)
+		rc_read_over(f);
+}
+
+/* Has f, which has its turn, go on under the lock. */
+static needs_lock void go_on_in_turn(struct rref_ctx *ctx, struct rc_work *w)
+{
+	struct rref_future *f = container_of(w, struct rref_future, read_work);
+	struct rc_peer *p = &ctx->peers[f->peer];
+	struct rc_split *q = &p->pieces;
+
+	/* A read may have been posted to a connection that ends, and that has no successor yet. */
+	if (at_load(&p->conn) && f->pieces_at == q->connection && !f->again && !f->read_status &&
+	    rc_op_wanted(f)) {
+		split_put(q, f, false);
+		rc_split_go_on(p);
+		return;
+	}
+	f->again |= !rc_read_all_asked(f);
+	end_turn(f);
+	rc_reads_go_on(ctx, p); /* room may have come back */
+}
+
+/* Takes the turn away from f, which was posted as far as it went. Returns how it goes on. */
+static enum rc_read_begun turn_over(struct rref_future *f, bool urgent)
+{
+	if (!rc_read_all_asked(f) && !urgent) {
+		rc_read_later(f, go_on_in_turn);
+		return RC_READ_UNDER_WAY;
+	}
+	if (at_sub_ar(&f->outstanding, 1) != 1)
+		return RC_READ_UNDER_WAY;
+	/* All pieces have ended already. */
+	if (likely(!f->again && !f->read_status))
+		return RC_READ_OVER;
+	rc_read_over_soon(f);
+	return RC_READ_UNDER_WAY;
+}
+
+enum rc_read_begun rc_split_begin(struct rref_future *f, struct rc_peer *p, bool urgent)
+{
+	struct rv_conn *conn;
+	int posted = -ENOTCONN;
+
+	rb_assert(!at_load(&f->outstanding) && !at_load(&f->bytes_at));
+	f->next = 0;
+	/* The pin, as in post_pinned. */
+	at_add_sc(&p->readers, 1);
+	conn = at_load_sc(&p->conn);
+	if (conn && !rc_read_outlived(f) && (urgent || at_load(&p->nr_waiting) == 0))
+		posted = post_all(f, p, conn, urgent);
+	at_sub_rel(&p->readers, 1);
+	if (f->next || f->header_asked)
+		return turn_over(f, urgent);
+	at_store(&f->outstanding, 0); /* nothing was posted */
+	if (!urgent && !rc_read_hard_failure(posted))
+		return RC_READ_PIECES;
+	rc_read_note(f, urgent ? -ECANCELED : posted, -1);
+	return RC_READ_OVER;
+}
+
+/* Goes on behind a post that posted some pieces, or failed for good. began: where f was before. */
+static needs_lock void posted_some(struct rref_future *f, struct rc_peer *p, int posted,
+				   uint64_t began)
+{
+	if (posted < 0)
+		rc_read_note(f, posted, -1);
+	if (posted < 0 || rc_read_all_asked(f))
+		end_turn(f);
+	else
+		split_put(&p->pieces, f,
+			  began / TURN == f->next / TURN || f->next == f->length);
 }
 
 bool rc_split_start(struct rref_future *f, struct rc_peer *p, struct rv_conn *conn)
 {
 	struct rc_split *q = &p->pieces;
+	bool now = is_short(f, p) || (list_empty(&q->reads) && split_has_room(f, p));
+	uint64_t began;
 	int posted = 0;
 
 	rc_assert_locked(f->ctx);
+	rb_assert(!at_load(&f->outstanding) && !at_load(&f->bytes_at));
 	if (f->pieces_at != q->connection)
 		f->next = 0;
-	if (is_short(f, p) || (list_empty(&q->reads) && split_has_room(f, p))) {
+	f->pieces_at = q->connection;
+	began = f->next;
+	at_store(&f->outstanding, 1); /* its turn */
+	at_store_rel(&f->posted, true);
+	if (now)
 		posted = split_post(f, p, conn);
-		if (rc_read_hard_failure(posted)) {
-			rc_read_fail(f, posted);
-			return true;
-		}
+	if (posted > 0 || rc_read_hard_failure(posted)) {
+		posted_some(f, p, posted, began);
+	} else {
+		split_put(q, f, false);
 		/* Waits for a slot, not for a turn. With no piece out, no piece's end would make it
 		 * go on. And a short read could wait for reads whose turn comes after its own. */
-		if (posted <= 0 && (!q->outstanding || is_short(f, p)))
+		if (now && (is_short(f, p) || !pieces_are_out(q))) {
+			split_take(q, f);
+			at_store(&f->outstanding, 0);
 			return false;
+		}
 	}
-	if (posted <= 0)
-		split_put(q, f, false);
+	rc_split_go_on(p); /* pieces may have ended before f was in the queue */
 	return true;
 }
 
-bool rc_split_finished(struct rref_future *f, struct rc_peer *p)
+void rc_split_bytes_ended(struct rref_future *f, struct rc_peer *p)
+{
+	take_bytes(f, &p->pieces, p->max_msg);
+}
+
+void rc_split_ended(struct rc_peer *p, uint32_t connection)
+{
+	split_count(&p->pieces.outstanding, connection, -1);
+}
+
+void rc_split_give_up(struct rref_future *f, struct rc_peer *p)
+{
+	rc_assert_locked(f->ctx);
+	f->again |= !rc_read_all_asked(f);
+	if (list_empty(&f->node))
+		return;
+	split_take(&p->pieces, f);
+	at_sub(&f->outstanding, 1);
+}
+
+/* Posts for the reads in the queue, one after the other, as far as there is room. */
+static needs_lock void split_turns(struct rc_peer *p)
 {
 	struct rc_split *q = &p->pieces;
-	bool same = f->pieces_at == q->connection, queued = !list_empty(&f->node);
 
-	rc_assert_locked(f->ctx);
-	if (same) {
-		/* Pieces mostly have that length; the last one settles the rest. */
-		uint64_t bytes = f->outstanding ? min_of(f->bytes_at, p->max_msg) : f->bytes_at;
+	while (!list_empty(&q->reads)) {
+		struct rref_future *f = container_of(q->reads.next, struct rref_future, node);
+		bool wanted = rc_op_wanted(f);
+		uint64_t began = f->next;
+		int posted;
 
-		f->bytes_at -= bytes;
-		q->bytes -= bytes;
-		q->outstanding--;
-	}
-	if (same && rc_op_wanted(f) && !f->read_status && !f->again)
-		return queued;
-	if (queued)
+		if (wanted && !split_has_room(f, p))
+			return;
 		split_take(q, f);
-	f->again |= !rc_read_all_asked(f);
-	return false;
+		posted = wanted ? split_post(f, p, at_load(&p->conn)) : -ECANCELED;
+		if (posted > 0 || rc_read_hard_failure(posted)) {
+			posted_some(f, p, posted, began);
+			continue;
+		}
+		/* Waits until a piece has ended: there is no place in the send queue, or the
+		 * connection breaks. */
+		split_put(q, f, true);
+		if (pieces_are_out(q))
+			return;
+		split_take(q, f);
+		at_store(&f->outstanding, 0);
+		f->retried = true; /* the caller pumps */
+		rc_read_wait(f, p);
+	}
 }
 
 void rc_split_go_on(struct rc_peer *p)
 {
 	struct rc_split *q = &p->pieces;
 
-	while (!list_empty(&q->reads)) {
-		struct rref_future *f = container_of(q->reads.next, struct rref_future, node);
-		int posted;
-
-		if (rc_op_wanted(f) && !split_has_room(f, p))
-			return;
-		split_take(q, f);
-		posted = rc_op_wanted(f) ? split_post(f, p, at_load(&p->conn)) : -ECANCELED;
-		if (rc_read_hard_failure(posted)) {
-			rc_read_fail(f, posted);
-		} else if (posted <= 0 && q->outstanding) {
-			/* Waits until a piece has ended: there is no place in the send queue, or
-			 * the connection breaks. */
-			split_put(q, f, true);
-			return;
-		} else if (posted <= 0) {
-			f->retried = true; /* the caller pumps */
-			rc_read_wait(f, p);
-		}
-	}
+	if (list_empty(&q->reads))
+		return;
+	/* sc, as in rc_read_pump: a read leaves the queue while it posts. */
+	at_add_sc(&q->nr_reads, 1);
+	split_turns(p);
+	at_sub(&q->nr_reads, 1);
 }
 
 void rc_split_stop(struct rc_peer *p)
@@ -221,16 +453,17 @@ void rc_split_stop(struct rc_peer *p)
 	struct rc_split *q = &p->pieces;
 	struct list *n;
 
-	q->connection++;
-	q->bytes = 0;
-	q->outstanding = 0;
+	rc_split_next(q);
 	while ((n = list_pop(&q->reads))) {
 		struct rref_future *f = container_of(n, struct rref_future, node);
 
-		q->nr_reads--;
-		if (f->outstanding)
-			continue; /* rc_split_finished goes on with it */
+		at_sub(&q->nr_reads, 1);
+		f->again = true;
+		if (at_sub_ar(&f->outstanding, 1) != 1)
+			continue; /* the end of its last piece goes on with it */
+		f->again = false;
 		list_add_tail(&p->waiting, &f->node);
-		at_add(&p->nr_waiting, 1);
+		at_add_sc(&p->nr_waiting, 1);
+		rc_peer_watch(f->ctx, p);
 	}
 }

@@ -23,6 +23,7 @@
 #include "core/read/internal.h"
 #include "core/read/read.h"
 #include "core/session/session.h"
+#include "core/value/value.h"
 
 /*
  * Parks f in the machine until value, location or error is known: WAITED goes on with it. Consumes
@@ -97,32 +98,63 @@ static inline int to_here_check(const struct rref *ref, const void *out, const c
 	return likely(ref && out && rc_usable(ref->ctx)) ? 0 : rc_read_cannot(ref, out, what);
 }
 
+/*
+ * Ends a read of this thread's alone, whose time is over. Its landing block stays with the device,
+ * as in rc_read_end. A read that was posted needs no lock for that. Its holder may stand still.
+ */
+static void time_out(struct rref_future *f)
+{
+	static const char late[] = "the value did not come in time";
+	struct rref_ctx *ctx = f->ctx;
+	char words[RREF_TEXT_SIZE];
+
+	if (!at_load_acq(&f->posted)) {
+		rc_lock(ctx);
+		rc_op_end(ctx, f, -ETIMEDOUT, late);
+		rc_unlock(ctx);
+		return;
+	}
+	at_add(&ctx->n.quarantined, 1);
+	if (!rc_op_claim(f)) {
+		at_sub(&ctx->n.quarantined, 1);
+		return;
+	}
+	f->status = -ETIMEDOUT;
+	f->wc_status = -1;
+	snprintf(f->text, sizeof(f->text), "%s",
+		 f->is->why_late(ctx, f->peer, late, words, sizeof(words)));
+	rc_op_finish(f);
+}
+
 /* Waits for f, until deadline or, if that is below 0, for timeout; takes its view and frees it. */
 int rc_read_finish(struct rref_future *f, int64_t deadline, int64_t timeout, struct rref_view **out)
 {
-	struct rref_ctx *ctx = f->ctx;
 	int err;
 
 	if (unlikely((at_load_acq(&f->state) & RC_F_MASK) != RC_F_DONE) &&
 	    (deadline < 0 ? rc_op_wait_for(f, timeout) : rc_op_wait(f, deadline))) {
-		rc_lock(ctx);
-		rc_op_end(ctx, f, -ETIMEDOUT, "the value did not come in time");
-		rc_unlock(ctx);
+		time_out(f);
 		rc_op_wait(f, INT64_MAX); /* complete, or its completer is about to complete it */
 	}
 	err = f->status ? rc_op_error(f) : 0;
 	if (!err) {
-		*out = f->view;
-		f->view = NULL;
+		*out = rc_op_take_view(f);
 	}
 	rc_op_put(f);
 	return err;
 }
 
-static int read_range(struct rref *ref, size_t offset, size_t length, int64_t timeout,
-		      struct rref_view **out)
+/*
+ * Reads [offset, +length) of ref; SIZE_MAX: the whole value. A whole value of at least look_least
+ * bytes that has to be waited for is looked at.
+ */
+static int read_range(struct rref *ref, size_t offset, size_t length, size_t look_least,
+		      int64_t timeout, struct rref_view **out)
 {
 	struct rref_future *f;
+
+	if (rc_read_at_once(ref, offset, length, &f))
+		return rc_read_finish(f, -1, timeout, out);
 	int err = rc_op_get(ref->ctx, &rc_read_kind, 0, &f);
 
 	/* Back-pressure: the time runs only from here, since the first try took hardly any. */
@@ -133,6 +165,7 @@ static int read_range(struct rref *ref, size_t offset, size_t length, int64_t ti
 	f->offset = offset;
 	f->length = length;
 	f->whole = length == SIZE_MAX;
+	f->look_least = look_least;
 	rc_read_begin(ref, f, INT64_MAX); /* this thread watches the time itself */
 	return rc_read_finish(f, -1, timeout, out);
 }
@@ -141,22 +174,47 @@ int rc_read_whole(struct rref *ref, int64_t timeout, struct rref_view **out)
 {
 	RB_NO_CANCEL;
 
-	return read_range(ref, 0, SIZE_MAX, timeout, out);
+	return read_range(ref, 0, SIZE_MAX, rc_look_bytes(ref->ctx), timeout, out);
 }
 
-/* A wait for the READ of a flight, or for a slot in which it may go on. */
+/* A wait for the READ of a flight, or for a slot in which it may go on. It takes no lock. */
 struct go_on {
+	struct rc_waiter w;
 	struct rc_in_flight *fl;
 	struct rref_future *f; /* the slot; NULL: it landed */
 	int *status;
+	unsigned pauses;
 };
 
-static needs_lock bool may_go_on(struct rref_ctx *ctx, void *arg)
+static bool may_go_on(struct rc_waiter *w)
 {
-	struct go_on *g = arg;
+	struct go_on *g = container_of(w, struct go_on, w);
 
 	return rc_in_flight_landed(g->fl, g->status) ||
-	       rc_op_get(ctx, &rc_read_kind, 0, &g->f) == 0;
+	       rc_op_get(w->ctx, &rc_read_kind, 0, &g->f) == 0;
+}
+
+static void pause_before(struct rc_waiter *w, int64_t deadline)
+{
+	(void)deadline; /* is further off than a pause, or no matter */
+	rc_pause(&container_of(w, struct go_on, w)->pauses);
+}
+
+/* Waits for a slot. Returns 0 and *f, NULL if the READ landed first; or -ETIMEDOUT. */
+static int wait_for_slot(struct rref_ctx *ctx, struct rc_in_flight *fl, int64_t deadline,
+			 struct rref_future **f, int *status)
+{
+	static const struct rc_wait_kind kind = { .is_over = may_go_on, .sleep = pause_before };
+	static _Atomic uint32_t word; /* has always moved */
+	struct go_on g = {
+		.w = { .ctx = ctx, .kind = &kind, .word = &word, .seen = 1, .mask = 1 },
+		.fl = fl,
+		.status = status,
+	};
+	int err = rc_wait(&g.w, false, max_of(deadline, 0), 0);
+
+	*f = g.f;
+	return err;
 }
 
 int rc_read_go_on(struct rref *ref, struct rc_in_flight **fl, struct rc_landing *v, int64_t timeout,
@@ -164,34 +222,27 @@ int rc_read_go_on(struct rref *ref, struct rc_in_flight **fl, struct rc_landing 
 {
 	struct rref_ctx *ctx = ref->ctx;
 	int64_t deadline = -1; /* no look at the clock yet */
-	struct go_on g = { .fl = *fl, .status = status };
 	struct rref_future *f;
-	int err = 0;
 
-	if (rc_op_get(ctx, &rc_read_kind, 0, &g.f)) {
+	if (rc_op_get(ctx, &rc_read_kind, 0, &f)) {
 		deadline = rc_deadline(ctx, timeout);
-		rc_lock(ctx);
-		err = rc_wait_until(ctx, may_go_on, &g, deadline);
-		/* A slot need not come in time: the flight then keeps the landing buffer. */
-		bool left = err && rc_in_flight_leave(ctx, fl, NULL, v, status);
-
-		rc_unlock(ctx);
-		if (left)
-			return rc_fail(ETIMEDOUT, "the value did not come in time");
-		if (!g.f)
+		if (wait_for_slot(ctx, *fl, deadline, &f, status)) {
+			/* No slot came in time: the flight keeps the landing buffer. */
+			if (rc_in_flight_leave(ctx, fl, NULL, v))
+				return rc_fail(ETIMEDOUT, "the value did not come in time");
+			rc_in_flight_landed(*fl, status);
+			return 1;
+		}
+		if (!f)
 			return 1;
 	}
-	f = g.f;
-	rc_lock(ctx);
-	bool left = rc_in_flight_leave(ctx, fl, f, v, status);
-
-	if (left) {
-		rc_read_taken(f, ref, v);
+	rc_read_taken(f, ref, v);
+	if (rc_in_flight_leave(ctx, fl, f, v)) {
 		rc_op_begin(f);
-	}
-	rc_unlock(ctx);
-	if (left)
 		return rc_read_finish(f, deadline, timeout, out);
+	}
+	rc_in_flight_landed(*fl, status);
+	f->landing = NULL;
 	rc_op_put(f); /* the engine's hold, which never saw it */
 	rc_op_put(f);
 	return 1;
@@ -234,8 +285,20 @@ static int wait_for_creation(struct rref *ref, int64_t *timeout)
 	return 0;
 }
 
-/* Goes every way that is not fast. With scopes on, no way is fast. */
-static __attribute__((noinline)) int to_here(struct rref *ref, int64_t timeout,
+/* Reads what is known. ref->fast_class was loaded with acquire and is not RC_FAST_NOT. */
+static inline int read_fast(struct rref *ref, int64_t timeout, struct rref_view **out)
+{
+	struct rc_peer *p = &ref->ctx->peers[ref->owner];
+
+	return p->reads_inline ? rc_fast_read_copied(ref, timeout, out, p)
+			       : rc_fast_read_posted(ref, timeout, out, p);
+}
+
+/*
+ * Goes every way that is not fast. With scopes on, no way is fast. look_least: bytes from which on
+ * a value is looked at.
+ */
+static __attribute__((noinline)) int to_here(struct rref *ref, size_t look_least, int64_t timeout,
 					     struct rref_view **out)
 {
 	RB_NO_CANCEL;
@@ -248,23 +311,51 @@ static __attribute__((noinline)) int to_here(struct rref *ref, int64_t timeout,
 		; /* the error has its words */
 	else if (rc_read_ready_here(ref))
 		*out = rc_read_alias(ref);
-	else if (at_load_acq(&ref->fast_class))
-		err = rc_fast_read(ref, timeout, out);
+	else if (rc_read_look(ref, look_least, out))
+		; /* a look takes no time */
+	else if (at_load_acq(&ref->fast_class) > RC_FAST_LOOK)
+		err = read_fast(ref, timeout, out);
 	else
-		err = rc_read_whole(ref, timeout, out);
+		err = read_range(ref, 0, SIZE_MAX, look_least, timeout, out);
 	rc_scope_end(ref->ctx, s, err);
 	return err;
 }
 
+/* Says why nothing is read, or reads after all. */
+static __attribute__((noinline, cold)) int to_here_checked(struct rref *ref, int64_t timeout,
+							   struct rref_view **out)
+{
+	int err = rc_read_cannot(ref, out, "rref_to_here");
+
+	return err ? err : to_here(ref, rc_look_bytes(ref->ctx), timeout, out);
+}
+
 int rref_to_here(struct rref *ref, int64_t timeout, struct rref_view **out)
 {
-	int err = to_here_check(ref, out, "rref_to_here");
-
-	if (unlikely(err))
-		return err;
+	if (unlikely(!ref || !out || !rc_usable(ref->ctx)))
+		return to_here_checked(ref, timeout, out);
 	/* Acquire: pairs with rc_handle_ready. */
-	return at_load_acq(&ref->fast_class) ? rc_fast_read(ref, timeout, out)
-					: to_here(ref, timeout, out);
+	return at_load_acq(&ref->fast_class) ? read_fast(ref, timeout, out)
+					     : to_here(ref, rc_look_bytes(ref->ctx), timeout, out);
+}
+
+int rref_to_here_with(struct rref *ref, unsigned flags, int64_t timeout, struct rref_view **out)
+{
+	RB_NO_CANCEL;
+	int err = to_here_check(ref, out, "rref_to_here_with");
+
+	if (err)
+		return err;
+	switch (flags) {
+	case 0:
+		return rref_to_here(ref, timeout, out);
+	case RREF_READ_COPY:
+		return to_here(ref, SIZE_MAX, timeout, out);
+	case RREF_READ_LOOK:
+		return to_here(ref, 0, timeout, out);
+	default:
+		return rc_fail(EINVAL, "rref_to_here_with: flags %#x", flags);
+	}
 }
 
 int rref_local_value(struct rref *ref, int64_t timeout, struct rref_view **out)
@@ -306,12 +397,15 @@ int rc_read_into(struct rref *ref, void *buf, size_t offset, size_t length, int6
 		 size_t *got)
 {
 	struct rref_view *v;
-	int err = 0;
+	int err = rc_into_try(ref, buf, offset, length, got);
 
+	if (err)
+		return min_of(err, 0);
 	if (rc_read_ready_here(ref))
 		v = rc_read_alias(ref);
 	else
-		err = read_range(ref, offset, min_of(length, SIZE_MAX - 1), timeout, &v);
+		err = read_range(ref, offset, min_of(length, SIZE_MAX - 1), SIZE_MAX,
+				 timeout, &v);
 	if (!err)
 		*got = rc_read_copy(v, buf, offset, length);
 	return err;
@@ -335,28 +429,45 @@ int rref_to_here_into(struct rref *ref, void *buf, size_t offset, size_t length,
 	return err;
 }
 
-int rref_to_here_async(struct rref *ref, int64_t timeout, struct rref_future **out)
+/* Returns a view that needs no READ, or NULL. The fast way has tried a look. */
+static struct rref_view *view_at_once(struct rref *ref)
+{
+	struct rref_view *v = NULL;
+
+	if (rc_read_ready_here(ref))
+		v = rc_read_alias(ref);
+	else if (!RB_FAST(!ref->ctx->scopes))
+		rc_read_look(ref, rc_look_bytes(ref->ctx), &v);
+	return v;
+}
+
+/* Goes every way in which an asynchronous read is not over at once. */
+static __attribute__((noinline)) int begin_async(struct rref *ref, int64_t timeout,
+						 struct rref_future **out)
 {
 	RB_NO_CANCEL;
-	int err = to_here_check(ref, out, "rref_to_here_async");
-
-	if (err)
-		return err;
 	struct rref_ctx *ctx = ref->ctx;
 	int64_t deadline = rc_deadline(ctx, timeout);
+	struct rref_view *v;
 	struct rref_future *f;
 
-	err = rc_op_get(ctx, &rc_read_kind, deadline, &f);
+	/* A scope ends with an operation under way. */
+	if (!ctx->scopes && rc_read_at_once(ref, 0, SIZE_MAX, out))
+		return 0;
+	int err = rc_op_get(ctx, &rc_read_kind, deadline, &f);
+
 	if (err)
 		return err;
 	rc_scope_attach(f, "to_here_async", NULL, ref->owner);
 	f->offset = 0;
 	f->length = SIZE_MAX;
 	f->whole = true;
-	if (rc_read_ready_here(ref)) {
+	f->look_least = rc_look_bytes(ctx);
+	v = view_at_once(ref);
+	if (v) {
 		f->peer = ref->owner;
 		rc_op_claim(f);
-		f->view = rc_read_alias(ref);
+		at_store(&f->view, v);
 		rc_op_finish(f);
 		rc_op_put(f);
 	} else {
@@ -367,4 +478,13 @@ int rref_to_here_async(struct rref *ref, int64_t timeout, struct rref_future **o
 	}
 	*out = f;
 	return 0;
+}
+
+int rref_to_here_async(struct rref *ref, int64_t timeout, struct rref_future **out)
+{
+	int err = to_here_check(ref, out, "rref_to_here_async");
+
+	if (unlikely(err))
+		return err;
+	return likely(rc_fast_begin(ref, out)) ? 0 : begin_async(ref, timeout, out);
 }

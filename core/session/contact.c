@@ -99,9 +99,7 @@ void rc_contact_finished(struct rref_ctx *ctx, struct rc_peer *p, const char *wh
 	rc_assert_locked(ctx);
 	if (rc_state_ends(p->state))
 		return; /* the fence ends it, and all that waits for it */
-	if (p->link)
-		p->ops->close_conn(p->link);
-	p->link = NULL;
+	rc_peer_close(p);
 	rc_session_on(ctx, p, RC_STEP_OVER);
 	rc_send_unproved(p);
 	/* A peer that is cut off keeps the reason of the cut. */

@@ -23,8 +23,11 @@ struct rc_session_events {
 			   int wc);
 	/* Posts the READs that wait for a connection or a slot. */
 	void (*reads_may)(struct rref_ctx *ctx, struct rc_peer *p);
-	/* Waits for the threads that still post to a connection. p->conn is NULL already. */
+	/* Has the READs that wait for a turn wait for the next connection. p->conn is NULL
+	 * already. */
 	void (*reads_stop)(struct rref_ctx *ctx, struct rc_peer *p);
+	/* Tells whether a thread may still post to the connection. reads_stop came before. */
+	bool (*posts)(struct rref_ctx *ctx, const struct rc_peer *p);
 	/* Ends a call, or a question for a type, that never went out. */
 	void (*unsent)(struct rref_ctx *ctx, struct rc_peer *p, const struct rw_message *m, int err,
 		       const char *why);

@@ -7,8 +7,9 @@
  *
  * Its steps, strictly in this order:
  *
- *   (1) No new read finds the connection; reads that are under way are waited for.
- *   (2) The device fence: on return nothing of the peer is in flight.
+ *   (1) No new read finds the connection. Threads that post to it are waited for, without the lock.
+ *   (2) The device fence: at its end nothing of the peer is in flight. The lock is not held
+ *       meanwhile.
  *   (3) The machine drops all that hangs on the session. References that the peer was sharing stay
  *       for a grace period.
  *   (4) Only then may a new session of that peer come.
@@ -25,6 +26,7 @@
 #include "core/op/step.h"
 #include "core/session/internal.h"
 #include "core/session/session.h"
+#include "core/value/look.h"
 
 #define GRACE_NS (1 * NSEC_PER_SEC)
 /* pause before a fenced peer is tried again */
@@ -83,24 +85,38 @@ static needs_lock void let_next_in(struct rref_ctx *ctx, struct rc_peer *p)
 		rc_peer_take(ctx, p, next);
 }
 
+/*
+ * Does (1), and begins (2). The connection of a broken session is gone already; link was to take
+ * its place. Returns false if the device is not done. The end of its last connection brings the
+ * fence again.
+ */
+static needs_lock bool is_cut_loose(struct rref_ctx *ctx, struct rc_peer *p)
+{
+	if (!p->ending.waits) {
+		rc_peer_stop_reads(ctx, p);
+		rc_peer_close(p);
+	}
+	p->ending.waits = p->nr_closing > 0;
+	return !p->ending.waits;
+}
+
 void rc_peer_fence(struct rref_ctx *ctx, struct rc_work *w)
 {
 	struct rc_peer *p = container_of(w, struct rc_peer, ending.work);
-	struct rv_conn *link = p->link;
 	bool was_alive = at_load(&p->alive), in_silence = p->ending.in_silence;
 	char named[RP_TEXT_MAX]; /* names the worker, since an operation's text stands alone */
 	struct rp_event ev = { .type = RP_EV_PEER_FENCED, .peer = p->rank, .text = named };
 
 	rc_assert_locked(ctx);
 	rb_assert(rc_state_ends(p->state));
+	if (!is_cut_loose(ctx, p))
+		return;
 	p->ending.in_silence = false;
 	ev.status = p->ending.status;
-	/* (1) */
-	rc_peer_stop_reads(ctx, p);
-	/* (2) The connection of a broken session is gone already; link was to take its place. */
-	p->link = NULL;
-	if (link)
-		p->ops->close_conn(link);
+	ctx->session.nr_ending--;
+	/* Comes here, since no further look is good, and the machine still knows the
+	 * references. */
+	rc_onlooker_over(ctx, p);
 	say_end(ctx, p, ev.status);
 	name_cause(p, named);
 	rc_session_on(ctx, p, ctx->session.leaves ? RC_STEP_SHUT : RC_STEP_FENCED);

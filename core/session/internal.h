@@ -19,7 +19,20 @@ needs_lock int rc_peer_seal(struct rc_peer *p, struct rv_conn *conn, bool is_cli
 /* Checks the answer that came with CONNECTED of our link. Returns 0 and the proof, or -errno. */
 needs_lock int rc_peer_answered(struct rc_peer *p, const struct rv_event *ev,
 				uint8_t proof[RC_MAC_BYTES]);
-/* Opens the connection to reads: from here on they may be posted. */
+/*
+ * Closes the peer's connection, if there is one. Threads may still post to it, or the device be at
+ * it: p->nr_closing.
+ */
+needs_lock void rc_peer_close(struct rc_peer *p);
+/*
+ * Goes on when the device is done with a connection that was closed. status: 0, or the device may
+ * never be done with it.
+ */
+needs_lock void rc_peer_closed(struct rref_ctx *ctx, struct rc_peer *p, int status);
+/*
+ * Opens the connection to reads: from here on they may be posted. Comes again when no earlier
+ * connection is being closed any more.
+ */
 needs_lock void rc_peer_open_reads(struct rref_ctx *ctx, struct rc_peer *p);
 
 /* peer_event.c */
@@ -61,6 +74,8 @@ needs_lock void rc_peer_is_down(struct rref_ctx *ctx, struct rc_peer *p, int sta
 /* Begins to look at the heartbeat: a session is up. */
 needs_lock void rc_stall_begin(struct rref_ctx *ctx, struct rc_peer *p);
 needs_lock void rc_stall_end(struct rc_peer *p);
+/* Sets the time of the next look at the heartbeat. */
+needs_lock void rc_stall_again(struct rref_ctx *ctx, struct rc_peer *p, int64_t now);
 /* Looks at the heartbeat when its time comes. May end the session. */
 needs_lock void rc_stall_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_t now);
 /* Takes the end of a READ of the heartbeat. p may be NULL. */

@@ -18,13 +18,20 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "core/base/kick.h"
 #include "core/base/lock.h"
 #include "core/base/log.h"
+#include "core/base/ranks.h"
+#include "core/base/wait.h"
 #include "core/ctx.h"
 #include "core/op/step.h"
 #include "core/session/internal.h"
 #include "core/session/session.h"
+#include "core/value/look.h"
 #include "core/value/value.h"
+
+#define LOOKS 100u /* looks at threads that post, before a later turn looks again */
+#define LOOK_NS (1 * NSEC_PER_MSEC)
 
 is_alone int rc_peers_open(struct rref_ctx *ctx)
 {
@@ -32,6 +39,9 @@ is_alone int rc_peers_open(struct rref_ctx *ctx)
 	if (!ctx->peers)
 		return rc_fail(ENOMEM, "memory for %u peers", ctx->world);
 	memset(ctx->peers, 0, ctx->world * sizeof(*ctx->peers));
+	list_init(&ctx->session.watched);
+	for (int k = 0; k < RV_NR_KINDS; k++)
+		list_init(&ctx->session.looks[k]);
 	for (uint32_t i = 0; i < ctx->world; i++) {
 		struct rc_peer *p = &ctx->peers[i];
 
@@ -39,9 +49,11 @@ is_alone int rc_peers_open(struct rref_ctx *ctx)
 		p->member = &ctx->members[i];
 		p->kind = RV_IBV;
 		list_init(&p->queue);
+		list_init(&p->watched);
+		list_init(&p->looked);
 		list_init(&p->waiting);
 		list_init(&p->pieces.reads);
-		p->pieces.connection = 1;
+		rc_split_next(&p->pieces);
 		list_init(&p->unacked.sent);
 		list_init(&p->unacked.again);
 		at_store(&p->alive, true);
@@ -80,24 +92,61 @@ is_alone int rc_peers_open(struct rref_ctx *ctx)
 	return 0;
 }
 
+static needs_lock bool are_fenced(struct rref_ctx *ctx, __attribute__((unused)) void *arg)
+{
+	return !ctx->session.nr_ending;
+}
+
 void rc_peers_close(struct rref_ctx *ctx)
 {
 	rc_assert_locked(ctx);
 	/* no attempt of either side begins a session any more */
 	ctx->session.leaves = true;
-	for (uint32_t i = 0; ctx->peers && i < ctx->world; i++)
+	for (uint32_t i = 0; ctx->peers && i < ctx->world; i++) {
+		rc_rank_next(ctx, i); /* their fences */
 		rc_session_end(ctx, &ctx->peers[i], -ESHUTDOWN, "the context was shut down");
-	rc_work_run(ctx);
+	}
+	rc_wait_until(ctx, are_fenced, NULL, INT64_MAX);
+}
+
+void rc_peer_close(struct rc_peer *p)
+{
+	if (p->link && p->link == p->left)
+		p->nr_closing++;
+	else
+		p->nr_closing += p->link && p->ops->close_conn(p->link);
+	p->link = NULL;
+}
+
+void rc_peer_closed(struct rref_ctx *ctx, struct rc_peer *p, int status)
+{
+	rc_assert_locked(ctx);
+	rb_assert_is(p->nr_closing, >, 0);
+	/* The READs never end, so no READ is posted again. The fence ends the reads that wait. */
+	if (status && rc_state_stands(p->state))
+		rc_session_end(ctx, p, -ENETRESET,
+			       "the device cannot destroy a queue pair of its connection");
+	if (--p->nr_closing)
+		return;
+	if (p->ending.waits)
+		rc_defer_first(ctx, &p->ending.work);
+	else if (p->state == RC_PEER_UP)
+		rc_peer_open_reads(ctx, p);
 }
 
 void rc_peer_open_reads(struct rref_ctx *ctx, struct rc_peer *p)
 {
+	/* A READ that is posted again must not meet a late landing of its first try. */
+	bool can = (p->reads_inline || p->reads_up) && !p->nr_closing;
+
 	rc_assert_locked(ctx);
 	if (p->state != RC_PEER_UP)
 		return; /* a fence is due */
-	at_store_sc(&p->conn, p->link);
+	if (can)
+		at_store_sc(&p->conn, p->link);
 	rc_send_flush(ctx, p);
-	ctx->session.events->reads_may(ctx, p);
+	if (can)
+		ctx->session.events->reads_may(ctx, p);
 }
 
 const struct rc_key *rc_peer_key(struct rref_ctx *ctx, struct rc_peer *p)
@@ -214,6 +263,7 @@ int rc_peer_want(struct rref_ctx *ctx, struct rc_peer *p)
 	rc_assert_locked(ctx);
 	if (p->rank == ctx->rank)
 		return 0;
+	rc_peer_watch(ctx, p); /* something waits for it */
 	if (p->state == RC_PEER_GONE)
 		return rc_fail(ESHUTDOWN, "the context was shut down");
 	if (p->state == RC_PEER_DOWN && !p->said_goodbye && now_ns() >= p->retry_at) {
@@ -222,7 +272,7 @@ int rc_peer_want(struct rref_ctx *ctx, struct rc_peer *p)
 		if (err)
 			return err;
 	}
-	if (p->cut_off && !rc_state_ends(p->state)) {
+	if (p->cut_off) {
 		rc_fail(EOWNERDEAD, "%s (rank %u) is cut off for %s s: %s", p->member->name,
 			p->rank, seconds_text(now_ns() - at_load(&p->silent_since)).text, p->why);
 		rc_error_concerns(p->rank);
@@ -235,19 +285,82 @@ int rc_peer_want(struct rref_ctx *ctx, struct rc_peer *p)
 	return 0;
 }
 
-/* Stops reads: on return no thread posts to the peer's connection, or will. */
+/* Tells whether threads still post over an earlier p->conn. Most are done within this moment. */
+static needs_lock bool are_at_it(struct rref_ctx *ctx, const struct rc_peer *p)
+{
+	for (unsigned look = 0; look < LOOKS; look++) {
+		if (!at_load_sc(&p->readers) && !ctx->session.events->posts(ctx, p))
+			return false;
+		cpu_relax();
+	}
+	return true;
+}
+
 void rc_peer_stop_reads(struct rref_ctx *ctx, struct rc_peer *p)
 {
-	unsigned turn = 0;
+	struct rv_conn *conn = at_load(&p->conn);
 
 	rc_assert_locked(ctx);
+	rb_assert_if(conn, conn == p->link && !p->left);
 	/* sc. Pairs with inline_begin, post_pinned and post_marked: their pins. */
 	at_store_sc(&p->conn, NULL);
-	/* rc_pause sleeps in the end: the reader may be of a lower priority, on this very
-	 * processor */
-	while (at_load_sc(&p->readers))
-		rc_pause(&turn);
 	ctx->session.events->reads_stop(ctx, p);
+	if (!conn || !are_at_it(ctx, p))
+		return;
+	/* A thread that posts may stand still, so a later turn looks again. */
+	p->left = conn;
+	rc_peer_watch(ctx, p);
+	rc_turn_by(ctx, now_ns() + LOOK_NS);
+}
+
+/*
+ * Closes the connection that threads posted to, if they are done. If only its READs were cut off,
+ * they may come back.
+ */
+static needs_lock void close_left(struct rref_ctx *ctx, struct rc_peer *p)
+{
+	struct rv_conn *left = p->left;
+
+	if (are_at_it(ctx, p))
+		return;
+	/* Again: a thread may have begun to wait for a turn in the meantime. */
+	ctx->session.events->reads_stop(ctx, p);
+	p->left = NULL;
+	if (left == p->link)
+		rc_resume_allow(ctx, p);
+	else if (!p->ops->close_conn(left))
+		rc_peer_closed(ctx, p, 0);
+}
+
+static needs_lock void do_now(struct rref_ctx *ctx, struct rc_work *w)
+{
+	struct rc_peer *p = container_of(w, struct rc_peer, later);
+	/* sc. Pairs with rc_peer_later: work that comes from here on is pushed again. */
+	uint32_t what = at_xchg_sc(&p->later_what, 0);
+
+	if (what & RC_LATER_HEARTBEAT)
+		rc_stall_event(ctx, p, 0);
+	if (what & RC_LATER_READS)
+		ctx->session.events->reads_may(ctx, p);
+}
+
+void rc_peer_later(struct rref_ctx *ctx, struct rc_peer *p, enum rc_later what)
+{
+	if (at_or_sc(&p->later_what, (uint32_t)what))
+		return;
+	p->later.run = do_now;
+	rc_work_push(ctx, &p->later);
+}
+
+int rc_peer_allow(struct rref_ctx *ctx, struct rc_peer *p)
+{
+	int err = p->ops->allow_reads(p->link);
+
+	rc_assert_locked(ctx);
+	p->reads_up = p->reads_cut = false;
+	if (!err)
+		rc_onlooker_begin(ctx, p);
+	return err;
 }
 
 /* Ends the grace period (4): the rest of the old session goes before the new one begins. */
@@ -283,18 +396,63 @@ static needs_lock void peer_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_
 	}
 }
 
-void rc_peer_tick(struct rref_ctx *ctx, int64_t now)
+void rc_peer_watch(struct rref_ctx *ctx, struct rc_peer *p)
 {
 	rc_assert_locked(ctx);
-	for (uint32_t i = 0; i < ctx->world; i++) {
-		struct rc_peer *p = &ctx->peers[i];
+	if (list_empty(&p->watched))
+		list_add_tail(&ctx->session.watched, &p->watched);
+}
 
-		if (p->grace_at && now >= p->grace_at)
-			rc_peer_end_grace(ctx, p);
-		peer_tick(ctx, p, now);
-		/* Reads that wait may go on without an event. A region may have been under way
-		 * (shm), or other reads may have taken the slots first. */
-		if (at_load(&p->nr_waiting))
-			ctx->session.events->reads_may(ctx, p);
-	}
+/*
+ * Returns whether a later tick may have something to do for the peer, besides looks at its
+ * heartbeat. rc_next_timer has the times. All code that makes this true calls rc_peer_watch.
+ */
+static needs_lock bool stays_watched(const struct rref_ctx *ctx, const struct rc_peer *p)
+{
+	return p->left || p->grace_at || p->resend_at || p->stall.fence_at ||
+	       at_load(&p->nr_waiting) || at_load(&p->pieces.nr_reads) ||
+	       rc_state_tries(p->state) || rc_state_broken(p->state) ||
+	       rc_contact_due(ctx, p) != INT64_MAX;
+}
+
+static needs_lock void tick_watched(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
+{
+	if (p->left)
+		close_left(ctx, p);
+	if (p->grace_at && now >= p->grace_at)
+		rc_peer_end_grace(ctx, p);
+	peer_tick(ctx, p, now);
+	/* Reads that wait may go on without an event. A region may have been under way (shm), or
+	 * other reads may have taken the slots first. */
+	if (at_load(&p->nr_waiting) || at_load(&p->pieces.nr_reads))
+		ctx->session.events->reads_may(ctx, p);
+	if (!stays_watched(ctx, p))
+		list_del(&p->watched);
+}
+
+int64_t rc_peer_look_due(const struct rref_ctx *ctx, enum rv_kind kind)
+{
+	const struct list *looks = &ctx->session.looks[kind];
+
+	rc_assert_locked(ctx);
+	return list_empty(looks) ? INT64_MAX
+				 : container_of(looks->next, struct rc_peer, looked)->probe_at;
+}
+
+/*
+ * Looks at the peers that have something to do, and at heartbeats whose time has come. A group may
+ * have many more, which nothing happens to.
+ */
+void rc_peer_tick(struct rref_ctx *ctx, int64_t now)
+{
+	struct list *l, *tmp;
+
+	rc_assert_locked(ctx);
+	list_for_each_safe(l, tmp, &ctx->session.watched)
+		tick_watched(ctx, container_of(l, struct rc_peer, watched), now);
+	for (int k = 0; k < RV_NR_KINDS; k++)
+		while (rc_peer_look_due(ctx, (enum rv_kind)k) <= now) {
+			l = list_pop(&ctx->session.looks[k]); /* the look puts it behind the last */
+			peer_tick(ctx, container_of(l, struct rc_peer, looked), now);
+		}
 }

@@ -41,18 +41,30 @@ struct rc_stall {
 /* Reads in pieces, over hardware; read/split.c */
 struct rc_split {
 	struct list reads under_lock; /* reads that have further pieces to post */
-	uint32_t nr_reads under_lock;
-	/* bytes in flight over this connection, of the reads that need turns */
-	uint64_t bytes under_lock;
-	uint64_t connection under_lock; /* number of the connection, counted up; not 0 */
-	uint32_t outstanding under_lock; /* pieces in flight over this connection, of all reads */
+	/* number of these; sc: partner of the ends of pieces. Written under the lock */
+	_Atomic uint32_t nr_reads;
+	/*
+	 * {connection 32, number 32}: bytes in flight, of the reads that need turns; pieces in
+	 * flight, of all reads. Pieces of an earlier connection do not count; sc
+	 */
+	_Atomic uint64_t bytes, outstanding;
+	uint32_t connection under_lock; /* number of the connection, counted up; not 0 */
 };
+
+/* Begins the count of the next connection. */
+static inline needs_lock void rc_split_next(struct rc_split *q)
+{
+	q->connection += q->connection == UINT32_MAX ? 2 : 1;
+	at_store_sc(&q->bytes, (uint64_t)q->connection << 32);
+	at_store_sc(&q->outstanding, (uint64_t)q->connection << 32);
+}
 
 /* A fence that is due: it was asked for, and not carried out yet; fence.c. */
 struct rc_ending {
 	struct rc_work work;
 	int status; /* the cause; rc_peer.why has its text */
 	bool in_silence; /* no answer came: the peer is cut off behind the fence */
+	bool waits; /* the device has to be done with the peer's connections first */
 	/* the peer's next attempt, taken behind the fence; rc_peer.hs is its hello. NULL = none */
 	struct rv_conn *next;
 };
@@ -65,6 +77,9 @@ struct rc_down {
 	int err;                      /* error of the last death */
 	char text[RP_TEXT_MAX];
 };
+
+/* Cookie of the READ of a peer's heartbeat; stall.c */
+#define RC_PROBE_COOKIE UINT64_MAX
 
 /*
  * Time for which one attempt at a session waits for the peer. The peer may be stopped, or one of
@@ -103,8 +118,13 @@ struct rc_peer {
 	/* time at which an attempt ends if the peer has not answered */
 	int64_t auth_by under_lock;
 	struct rv_conn *link under_lock; /* connection in any state */
-	struct rc_handshake hs under_lock;
+	/* earlier connections that the device is not done with; one of them may be `left` */
+	uint32_t nr_closing under_lock;
 	uint32_t epoch under_lock; /* epoch of the current or last session */
+	/* the connection to which threads may still post. It is closed behind them, or if it is
+	 * link its READs are made again; NULL = none */
+	struct rv_conn *left under_lock;
+	struct rc_handshake hs under_lock;
 	uint64_t hello_number under_lock; /* number of the peer's last hello */
 	int64_t hellos_since under_lock; /* beginning of the second in which nr_hellos counts */
 	uint32_t nr_hellos under_lock; /* hellos in this second; at most RC_HELLOS_MAX are taken */
@@ -114,11 +134,11 @@ struct rc_peer {
 	struct list queue under_lock; /* struct rc_outgoing */
 	/* messages in the queue, and messages that a test holds back */
 	uint32_t nr_queued under_lock;
+	/* number of struct rc_incoming to drop when they are confirmed */
+	uint32_t nr_drops under_lock;
 	/* earliest time to send the head of the queue again; 0 = at once */
 	int64_t resend_at under_lock;
 	size_t queued_bytes under_lock; /* bounded, see send.c */
-	/* number of struct rc_incoming to drop when they are confirmed */
-	uint32_t nr_drops under_lock;
 	/* Bytes of the peer's calls that were open here, less the calls that ended under the lock.
 	 * Written under the lock. */
 	_Atomic uint64_t call_bytes;
@@ -133,11 +153,16 @@ struct rc_peer {
 	struct rc_split pieces;
 	int64_t retry_at under_lock; /* earliest time of a new attempt */
 	int64_t grace_at under_lock; /* end of the grace period; 0 = none */
+	struct list watched under_lock; /* ctx->session.watched; rc_peer_watch */
+	struct list looked under_lock; /* ctx->session.looks */
 	int64_t probe_at under_lock;
 	/* address to READ to learn whether the peer's device answers */
 	uint64_t beacon_addr under_lock;
 	uint32_t beacon_rkey;
 	bool probing under_lock;
+	/* READs can go over link, as its device says; nothing where reads_inline */
+	bool reads_up under_lock;
+	bool reads_cut under_lock; /* they could before */
 	struct rc_stall stall under_lock;
 	/* reason that the peer has no connection yet; NULL = unknown */
 	_Atomic(const char *) why_later;
@@ -156,15 +181,26 @@ struct rc_peer {
 	int64_t heard_at under_lock;
 	struct rc_ending ending under_lock;
 	struct rc_down down under_lock;
+	/* work that ends of READs leave to the next holder of the lock; peer.c */
+	struct rc_work later;
+	_Atomic uint32_t later_what;  /* bits of enum rc_later; 0 = it is not pushed */
 	_Atomic bool alive;
 	/* read path: pinned connection */
 	cache_aligned _Atomic(struct rv_conn *) conn; /* sc. Pairs with readers */
-	/* sc. Pairs with conn: the fence stores conn = NULL and waits for 0 */
+	/* sc. Pairs with conn: the fence stores conn = NULL and goes on at 0 */
 	_Atomic uint32_t readers;
-	_Atomic uint32_t nr_waiting;  /* hint: reads wait, do not overtake them */
+	/* hint: reads wait, do not overtake them; sc: partner of the ends of READs */
+	_Atomic uint32_t nr_waiting;
+	_Atomic uint32_t standing_in; /* pieces of reads that stand in for others: read/again.c */
 	bool has_key under_lock;
 	struct rc_key key under_lock; /* key of the pair; rc_peer_key */
+	/* the peer's process, which may look at values here; NULL = it may not. It stands here
+	 * since the struct's size counts: reads find their peer by it */
+	struct rc_onlooker *onlooker under_lock;
 };
+
+/* Work for a peer that any thread may leave to the next holder of the lock. */
+enum rc_later { RC_LATER_READS = 1 /* reads go on */, RC_LATER_HEARTBEAT = 2 /* was READ */ };
 
 /* Tells whether a connection failed for want of something here, which may come back. */
 static inline bool rc_is_lack(int err)
@@ -191,8 +227,13 @@ struct rc_device {
 	const struct rv_ops *ops;
 	struct rv_dev *dev;          /* NULL = not open */
 	struct rv_caps caps;
+	/* [const] all memory of this process as a landing place; only where reads_inline */
+	struct rv_mr any;
 	char why_not[RREF_TEXT_SIZE];
 	bool lost under_lock;
+	int lost_why under_lock; /* -errno; its sessions end. 0 = not lost */
+	struct rc_work lost_work;
+	uint32_t lost_next under_lock; /* the peer whose session ends next */
 };
 
 struct rc_region {

@@ -8,6 +8,7 @@
 
 #include "core/base/lock.h"
 #include "core/base/log.h"
+#include "core/base/ranks.h"
 #include "core/ctx.h"
 #include "core/op/step.h"
 #include "core/session/internal.h"
@@ -83,13 +84,12 @@ static needs_lock void replace(struct rref_ctx *ctx, struct rc_peer *p,
 	if (action == RC_DO_CROSS || action == RC_DO_REPLACE) {
 		/* This worker's attempt loses, or an older attempt of the peer's. Nothing was sent
 		 * on it; messages in the queue go over the new connection. */
-		p->ops->close_conn(p->link);
-		p->link = NULL;
+		rc_peer_close(p);
 		rc_session_on(ctx, p, RC_STEP_OVER);
 		rc_send_unproved(p);
 	} else if (action == RC_DO_END_TAKE) {
 		rc_session_end(ctx, p, -ENETRESET, "the peer opened a new session");
-		p->ops->close_conn(p->ending.next); /* the peer has given up that one */
+		(void)p->ops->close_conn(p->ending.next); /* the peer has given up that one */
 	}
 }
 
@@ -186,7 +186,7 @@ static needs_lock void on_connected(struct rref_ctx *ctx, struct rc_peer *p,
 	p->send_seq = p->recv_seq = 0;
 	p->said_goodbye = p->goodbye_sent = false;
 	at_store(&p->alive, true);
-	err = p->ops->allow_reads(p->link);
+	err = rc_peer_allow(ctx, p);
 	if (!err)
 		err = rc_send(ctx, p->rank, &proof);
 	if (err)
@@ -202,8 +202,7 @@ static needs_lock void on_failed(struct rref_ctx *ctx, struct rc_peer *p, const 
 		err = rc_reason_parse(ev->data, ev->len, text, sizeof(text));
 	if (err == -EALREADY && p->state == RC_PEER_CONNECTING) {
 		/* The attempts crossed: the other side's request is on its way. */
-		p->ops->close_conn(p->link);
-		p->link = NULL;
+		rc_peer_close(p);
 		p->retry_at = now_ns() + CROSSING_NS;
 		rc_session_on(ctx, p, RC_STEP_CROSSED);
 		return;
@@ -248,7 +247,7 @@ static needs_lock int on_first_message(struct rref_ctx *ctx, struct rc_peer *p,
 		err = rc_proof_check(&p->key, &p->hs, m.u.auth.mac);
 		if (err)
 			return err;
-		err = p->ops->allow_reads(p->link);
+		err = rc_peer_allow(ctx, p);
 		if (err)
 			return rc_fail(-err, "the session could not be started: %s",
 				       rv_error_text());
@@ -329,8 +328,10 @@ static needs_lock void on_lost(struct rref_ctx *ctx, struct rc_peer *p, const st
 void rc_peer_read(struct rref_ctx *ctx, struct rc_peer *p, uint64_t cookie, int status, int wc)
 {
 	rc_assert_locked(ctx);
-	if (unlikely(cookie == UINT64_MAX)) {
-		rc_stall_event(ctx, p, status);
+	if (unlikely(cookie == RC_PROBE_COOKIE)) {
+		at_sub(&ctx->sleep.reads_in_flight, 1);
+		if (p)
+			rc_stall_event(ctx, p, status);
 		return;
 	}
 	ctx->session.events->read_ended(ctx, p, cookie, status, wc);
@@ -390,6 +391,26 @@ static needs_lock void do_event(struct rref_ctx *ctx, struct rc_peer *p, const s
 	}
 }
 
+static needs_lock void end_lost(struct rref_ctx *ctx, const struct rc_device *d, struct rc_peer *p)
+{
+	if (p->dev == d->dev)
+		rc_session_end(ctx, p, d->lost_why, "the device was lost");
+}
+
+/* Ends the sessions over a device that was lost, some at a time. */
+static needs_lock void lost_turn(struct rref_ctx *ctx, struct rc_work *w)
+{
+	struct rc_device *d = container_of(w, struct rc_device, lost_work);
+	uint32_t end = min_of(d->lost_next + RC_RANKS_TURN, ctx->world);
+
+	for (; d->lost_next < end; d->lost_next++) {
+		rb_slow_rank(2 * RC_RANKS_TURN);
+		end_lost(ctx, d, &ctx->peers[d->lost_next]);
+	}
+	if (end < ctx->world)
+		rc_defer(ctx, w);
+}
+
 static needs_lock void handle_event(struct rref_ctx *ctx, struct rc_device *d,
 				    const struct rv_event *ev)
 {
@@ -399,21 +420,34 @@ static needs_lock void handle_event(struct rref_ctx *ctx, struct rc_device *d,
 		on_request(ctx, d, ev);
 		return;
 	}
+	if (ev->type == RV_EV_CLOSED) {
+		if (p)
+			rc_peer_closed(ctx, p, ev->status);
+		return;
+	}
 	if (ev->type == RV_EV_DEVICE) {
 		rc_log(ctx, ev->status ? RREF_LOG_ERROR : RREF_LOG_INFO, "%s: %.*s", d->caps.device,
 		       (int)ev->len, ev->data ? (const char *)ev->data : "");
-		for (uint32_t i = 0; ev->status && i < ctx->world; i++)
-			if (ctx->peers[i].dev == d->dev)
-				rc_session_end(ctx, &ctx->peers[i], ev->status,
-					       "the device was lost");
+		if (ev->status && !d->lost_why) {
+			d->lost_why = ev->status;
+			d->lost_work.run = lost_turn;
+			rc_defer(ctx, &d->lost_work);
+		}
 		return;
 	}
+	/* The end of the connection may come before lost_turn is there. Its cause is the device. */
+	if (unlikely(d->lost_why) && p)
+		end_lost(ctx, d, p);
 	/* The message is of another sender, or changed on its way. Its connection ends; the session
 	 * goes on over another. */
 	if (ev->status == -EBADMSG && (ev->type == RV_EV_DISCONNECTED || ev->type == RV_EV_FAILED))
 		at_add(&ctx->n.rejected, 1);
 	if (!p || p->link != ev->conn)
 		at_add(&ctx->n.dropped, 1); /* event of a connection that is closed already */
+	else if (ev->type == RV_EV_READS_UP)
+		rc_resume_reads(ctx, p);
+	else if (ev->type == RV_EV_READS_DOWN)
+		rc_resume_cut(ctx, p, ev->status);
 	else
 		do_event(ctx, p, ev);
 	if (ev->type == RV_EV_RECV)

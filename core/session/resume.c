@@ -24,10 +24,11 @@
  * session refuses with ENETRESET: this worker was cut off. A peer that does not answer in time is
  * dead.
  *
- * A READ with a bad key ends its connection: a reliable connection works so
- * (docs/design/devices.md). A peer could guess keys, or hand out false locations, as often as it
- * may reconnect. So broken connections are counted. Too many in a short time end the session, and
- * for a while no other begins.
+ * A READ with a bad key ends its queue pair: a reliable connection works so
+ * (docs/design/devices.md). Over ibv that one carries READs only. It is made again within the
+ * connection, and messages go on. Over shm the connection ends. A peer could guess keys, or hand
+ * out false locations, as often as it may try again. So broken connections are counted, and READs
+ * that were cut off. Too many in a short time end the session, and for a while no other begins.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -83,7 +84,7 @@ void rc_resume_finished(struct rc_peer *p)
 	p->resume.nobody = p->resume.stale = 0;
 }
 
-/* Counts a broken connection. If it was once too often the session ends. */
+/* Counts a broken connection, or READs that were cut off. Once too often ends the session. */
 static needs_lock void count_break(struct rref_ctx *ctx, struct rc_peer *p)
 {
 	struct rc_resume *r = &p->resume;
@@ -104,18 +105,49 @@ static needs_lock void count_break(struct rref_ctx *ctx, struct rc_peer *p)
 		       "its connection broke too often, by reads that were refused or otherwise");
 }
 
+void rc_resume_allow(struct rref_ctx *ctx, struct rc_peer *p)
+{
+	rc_assert_locked(ctx);
+	if (p->ops->allow_reads(p->link)) /* the news that the connection ended is on its way */
+		rc_log(ctx, RREF_LOG_DEBUG, "allowing reads from %s again: %s", p->member->name,
+		       rv_error_text());
+}
+
+void rc_resume_cut(struct rref_ctx *ctx, struct rc_peer *p, int status)
+{
+	rc_assert_locked(ctx);
+	p->reads_up = false;
+	p->reads_cut = true;
+	rc_log(ctx, RREF_LOG_INFO, "reads from %s (rank %u) were cut off: %s", p->member->name,
+	       p->rank, rref_strerror(status));
+	/* The fence's first step. The device takes the second when it allows reads again. */
+	rc_peer_stop_reads(ctx, p);
+	/* Threads may still stand in an older connection. They never had this one. */
+	if (p->left != p->link)
+		rc_resume_allow(ctx, p);
+}
+
+void rc_resume_reads(struct rref_ctx *ctx, struct rc_peer *p)
+{
+	rc_assert_locked(ctx);
+	p->reads_up = true;
+	if (p->reads_cut) {
+		p->reads_cut = false;
+		ctx->n.reads_resumed++;
+		rc_log(ctx, RREF_LOG_INFO, "reads from %s (rank %u) go on", p->member->name,
+		       p->rank);
+		count_break(ctx, p);
+	}
+	rc_peer_open_reads(ctx, p);
+}
+
 /* Closes the link, and sets the time of the next attempt. */
 static needs_lock void drop_link(struct rref_ctx *ctx, struct rc_peer *p, int64_t pause)
 {
-	if (p->link)
-		p->ops->close_conn(p->link);
-	p->link = NULL;
+	rc_peer_close(p);
 	rc_session_on(ctx, p, RC_STEP_OVER);
 	p->resume.at = now_ns() + pause;
-	ctx->turns.next_tick = min_of(ctx->turns.next_tick, p->resume.at);
-	/* The thread that found the break may not come back before the poller wakes by itself. */
-	if (p->resume.at < ctx->sleep.wake_at)
-		rc_kick(ctx);
+	rc_turn_by(ctx, p->resume.at);
 }
 
 void rc_resume_break(struct rref_ctx *ctx, struct rc_peer *p, int status, const char *why)
@@ -163,6 +195,16 @@ static needs_lock void resume_dial(struct rref_ctx *ctx, struct rc_peer *p, int6
 	p->resume.at = now + attempt_ns(ctx);
 }
 
+/* Refuses to take up a session that is over here. */
+static needs_lock void refuse_over(struct rref_ctx *ctx, struct rc_device *d, struct rv_conn *conn)
+{
+	if (ctx->session.leaves)
+		rc_peer_refuse(ctx, d, conn, -ESHUTDOWN, RC_LEFT_TEXT);
+	else
+		rc_peer_refuse(ctx, d, conn, -ENETRESET,
+			       "that session is over: this worker has cut it off");
+}
+
 void rc_resume_request(struct rref_ctx *ctx, struct rc_device *d, struct rc_peer *p,
 		       struct rc_handshake *h, const struct rv_event *ev,
 		       enum rc_session_action action)
@@ -173,8 +215,7 @@ void rc_resume_request(struct rref_ctx *ctx, struct rc_device *d, struct rc_peer
 
 	rc_assert_locked(ctx);
 	if (action == RC_DO_REFUSE || p->epoch != h->epoch) {
-		rc_peer_refuse(ctx, d, ev->conn, -ENETRESET,
-			       "that session is over: this worker has cut it off");
+		refuse_over(ctx, d, ev->conn);
 		return;
 	}
 	if (action == RC_DO_CROSS && ctx->rank < p->rank) {
@@ -210,7 +251,7 @@ static needs_lock void resumed(struct rref_ctx *ctx, struct rc_peer *p)
 	rc_resume_finished(p);
 	p->resume.nr_resumed++;
 	ctx->n.resumed++;
-	p->probe_at = now_ns() + ctx->session.peer_timeout / 2;
+	rc_stall_again(ctx, p, now_ns());
 	rc_log(ctx, RREF_LOG_INFO, "session %u with %s (rank %u) goes on", p->epoch,
 	       p->member->name, p->rank);
 	count_break(ctx, p);
@@ -247,7 +288,7 @@ void rc_resume_answered(struct rref_ctx *ctx, struct rc_peer *p, const struct rv
 		return;
 	rc_session_on(ctx, p, RC_STEP_ANSWERED);
 	p->resume.at = now_ns() + attempt_ns(ctx);
-	if (p->ops->allow_reads(p->link) || rc_send_received(ctx, p, proof))
+	if (rc_peer_allow(ctx, p) || rc_send_received(ctx, p, proof))
 		drop_link(ctx, p, again_ns(p));
 }
 
@@ -300,7 +341,7 @@ void rc_resume_message(struct rref_ctx *ctx, struct rc_peer *p, const struct rv_
 			goto bad;
 		if (!take_received(ctx, p, m.u.received.seq))
 			return;
-		if (p->ops->allow_reads(p->link) || rc_send_received(ctx, p, NULL)) {
+		if (rc_peer_allow(ctx, p) || rc_send_received(ctx, p, NULL)) {
 			drop_link(ctx, p, again_ns(p));
 			return;
 		}

@@ -56,8 +56,8 @@ struct rc_unacked {
 };
 
 /*
- * Points. A connection that was made again counts 1, and a READ that was refused counts
- * RC_SCORE_ACCESS. The session ends at the limit.
+ * Points. A connection that was made again counts 1, and so do its READs. A READ that was refused
+ * counts RC_SCORE_ACCESS. The session ends at the limit.
  */
 #define RC_SCORE_ACCESS 8u
 #define RC_SCORE_LIMIT 64u
@@ -85,6 +85,15 @@ needs_lock void rc_resume_message(struct rref_ctx *ctx, struct rc_peer *p,
 needs_lock void rc_resume_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_t now);
 /* Returns the time when the next tick has work. INT64_MAX: never. */
 needs_lock int64_t rc_resume_due(const struct rc_peer *p);
+/*
+ * READs cannot go over the connection any more, which stands. Makes the device try again when no
+ * thread posts.
+ */
+needs_lock void rc_resume_cut(struct rref_ctx *ctx, struct rc_peer *p, int status);
+/* Makes the device try. No thread posts to the connection any more. */
+needs_lock void rc_resume_allow(struct rref_ctx *ctx, struct rc_peer *p);
+/* READs can go over the connection, for the first time or again. */
+needs_lock void rc_resume_reads(struct rref_ctx *ctx, struct rc_peer *p);
 /* Clears the counts of refusals: the session ended, or goes on. */
 needs_lock void rc_resume_finished(struct rc_peer *p);
 

@@ -205,6 +205,7 @@ static needs_lock void back_off(struct rref_ctx *ctx, struct rc_peer *p, uint32_
 	/* Waits for 0.5 to 1.5 times the time: peers that failed together come back apart. */
 	wait = wait / 2 + (int64_t)(rb_random64() % (uint64_t)wait);
 	p->resend_at = now_ns() + wait;
+	rc_peer_watch(ctx, p);
 	if (p->resend_at < ctx->sleep.wake_at)
 		rc_kick(ctx);
 }
@@ -477,21 +478,30 @@ void rc_send_flush(struct rref_ctx *ctx, struct rc_peer *p)
 
 void rc_send_tick(struct rref_ctx *ctx, int64_t now)
 {
+	struct list *l, *tmp;
+
 	rc_assert_locked(ctx);
-	for (uint32_t i = 0; i < ctx->world; i++)
-		if (ctx->peers[i].resend_at && now >= ctx->peers[i].resend_at)
-			rc_send_flush(ctx, &ctx->peers[i]);
+	list_for_each_safe(l, tmp, &ctx->session.watched) {
+		struct rc_peer *p = container_of(l, struct rc_peer, watched);
+
+		if (p->resend_at && now >= p->resend_at)
+			rc_send_flush(ctx, p);
+	}
 	rc_inject_tick(ctx, now);
 }
 
 int64_t rc_send_due(const struct rref_ctx *ctx)
 {
 	int64_t due = rc_inject_due(ctx);
+	struct list *l, *tmp;
 
 	rc_assert_locked(ctx);
-	for (uint32_t i = 0; i < ctx->world; i++)
-		if (ctx->peers[i].resend_at)
-			due = min_of(due, ctx->peers[i].resend_at);
+	list_for_each_safe(l, tmp, &ctx->session.watched) {
+		const struct rc_peer *p = container_of(l, struct rc_peer, watched);
+
+		if (p->resend_at)
+			due = min_of(due, p->resend_at);
+	}
 	return due;
 }
 

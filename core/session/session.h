@@ -9,13 +9,23 @@
 
 /* peer.c */
 int rc_peers_open(struct rref_ctx *ctx);
+/* Fences all peers for good. Waits for the devices, and lets go of the lock meanwhile. */
 needs_lock void rc_peers_close(struct rref_ctx *ctx);
 /* Asks for a session. Returns 0 (UP or on the way) or -errno. */
 needs_lock int rc_peer_want(struct rref_ctx *ctx, struct rc_peer *p);
 /* Takes the fence's first step. */
 needs_lock void rc_peer_stop_reads(struct rref_ctx *ctx, struct rc_peer *p);
+/* Leaves work for p to the next holder of the lock. Any thread; waits for nobody. */
+void rc_peer_later(struct rref_ctx *ctx, struct rc_peer *p, enum rc_later what);
 needs_lock void rc_peer_end_grace(struct rref_ctx *ctx, struct rc_peer *p);
 needs_lock void rc_peer_tick(struct rref_ctx *ctx, int64_t now);
+/* Has the next ticks look at the peer, until none of them has anything to do for it. */
+needs_lock void rc_peer_watch(struct rref_ctx *ctx, struct rc_peer *p);
+/* Returns when the next look at a heartbeat over such a device is due. INT64_MAX: never. */
+needs_lock int64_t rc_peer_look_due(const struct rref_ctx *ctx, enum rv_kind kind);
+
+/* Lets the peer read here over its link. Returns as the device's allow_reads. */
+needs_lock int rc_peer_allow(struct rref_ctx *ctx, struct rc_peer *p);
 
 /* fence.c */
 /* Carries out the fence of the peer whose ending.work is w. Only the queue of work calls it. */

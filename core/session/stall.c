@@ -92,12 +92,21 @@ int rc_stall_lost(struct rref_ctx *ctx, const struct rc_peer *p, const char *wha
 
 /* ---- peers ---- */
 
+/* Puts p behind the others: all over one kind of device have the same time between looks. */
+void rc_stall_again(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
+{
+	rc_assert_locked(ctx);
+	p->probe_at = now + look_ns(ctx, p);
+	list_del(&p->looked);
+	list_add_tail(&ctx->session.looks[p->kind], &p->looked);
+}
+
 void rc_stall_begin(struct rref_ctx *ctx, struct rc_peer *p)
 {
 	int64_t now = now_ns();
 
 	rc_assert_locked(ctx);
-	p->probe_at = now + look_ns(ctx, p);
+	rc_stall_again(ctx, p, now);
 	p->stall = (struct rc_stall){ .looked_at = now };
 	at_store(&p->stalled_ns, 0);
 }
@@ -105,6 +114,7 @@ void rc_stall_begin(struct rref_ctx *ctx, struct rc_peer *p)
 void rc_stall_end(struct rc_peer *p)
 {
 	p->probing = false;
+	list_del(&p->looked);
 	p->stall = (struct rc_stall){ 0 };
 	at_store(&p->stalled_ns, 0);
 }
@@ -125,6 +135,7 @@ static needs_lock void announce_fence(struct rref_ctx *ctx, struct rc_peer *p, i
 	/* May fail for want of room: the peer then learns of the fence from the lost connection. */
 	rc_send(ctx, p->rank, &m);
 	p->stall.fence_at = now + TELL_NS;
+	rc_peer_watch(ctx, p);
 }
 
 static needs_lock void heard_nothing(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
@@ -157,12 +168,8 @@ static needs_lock void heard(struct rref_ctx *ctx, struct rc_peer *p, uint64_t c
 	at_store(&p->stalled_ns, 0);
 }
 
-/* Compares the count after a READ of the peer's heartbeat came back. */
-static needs_lock void looked(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
+static needs_lock void compare(struct rref_ctx *ctx, struct rc_peer *p, int64_t now, uint64_t count)
 {
-	uint64_t count = __atomic_load_n(&ctx->session.probe_landing[p->rank], __ATOMIC_RELAXED);
-
-	p->heard_at = rc_coarse_ns();
 	if (!p->stall.count || count != p->stall.count)
 		heard(ctx, p, count);
 	else
@@ -170,11 +177,18 @@ static needs_lock void looked(struct rref_ctx *ctx, struct rc_peer *p, int64_t n
 	p->stall.looked_at = now;
 }
 
+/* Compares the count after a READ of the peer's heartbeat came back. */
+static needs_lock void looked(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
+{
+	p->heard_at = rc_coarse_ns();
+	compare(ctx, p, now,
+		__atomic_load_n(&ctx->session.probe_landing[p->rank], __ATOMIC_RELAXED));
+}
+
 void rc_stall_event(struct rref_ctx *ctx, struct rc_peer *p, int status)
 {
 	rc_assert_locked(ctx);
-	at_sub(&ctx->sleep.reads_in_flight, 1);
-	if (!p || !p->probing)
+	if (!p->probing)
 		return; /* the READ belongs to a session that is over */
 	p->probing = false;
 	if (!status)
@@ -193,22 +207,31 @@ static needs_lock void stall_look(struct rref_ctx *ctx, struct rc_peer *p, int64
 	void *base;
 	const struct rc_region *region = ra_lookup(ctx->value.landing, ctx->session.probe_landing,
 						   &base);
-	struct rv_read r = { .cookie = UINT64_MAX,
+	struct rv_read r = { .cookie = RC_PROBE_COOKIE,
 			     .addr = p->beacon_addr,
 			     .rkey = p->beacon_rkey,
 			     .nr_sge = 1,
 			     .sge[0] = { &ctx->session.probe_landing[p->rank], 8,
 					 region->mr[p->kind].lkey } };
 
-	p->probe_at = now + look_ns(ctx, p);
-	if (p->probing || !at_load(&p->conn) || p->ops->post_reads(p->link, &r, 1) != 1)
+	rc_stall_again(ctx, p, now);
+	if (p->probing)
 		return;
-	if (p->kind == RV_SHM) {
-		if (!r.status)
-			looked(ctx, p, now);
-	} else {
-		p->probing = true;
-		at_add(&ctx->sleep.reads_in_flight, 1);
+	if (!at_load(&p->conn)) {
+		/* Waits: its program has to make progress before its heartbeat can be read. Its
+		 * messages tell meanwhile that it goes on. */
+		if (p->state == RC_PEER_UP && !p->reads_inline && !p->reads_up)
+			compare(ctx, p, now, p->recv_seq + 1);
+		return;
+	}
+	/* Counted first: another thread may take in its end before this call returns. */
+	p->probing = p->kind != RV_SHM;
+	at_add(&ctx->sleep.reads_in_flight, p->probing);
+	if (p->ops->post_reads(p->link, &r, 1) != 1) {
+		at_sub(&ctx->sleep.reads_in_flight, p->probing);
+		p->probing = false;
+	} else if (!p->probing && !r.status) {
+		looked(ctx, p, now);
 	}
 }
 

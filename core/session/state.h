@@ -34,9 +34,15 @@ struct rc_session_state {
 		/* end and length of the last standstill of this worker */
 		_Atomic int64_t woke_at, stood_ns;
 	} own_beat;
+	/* peers with something to do at a tick: rc_peer.watched */
+	struct list watched under_lock;
+	/* peers whose heartbeat is to be looked at, by their time, for each kind of device:
+	 * rc_peer.looked */
+	struct list looks[RV_NR_KINDS] under_lock;
 	struct list self_queue under_lock; /* struct rc_outgoing */
 	struct list spare_messages under_lock; /* small messages kept for the next; send.c */
 	uint32_t nr_spare_messages under_lock;
+	uint32_t nr_ending under_lock; /* peers whose fence is due */
 	uint64_t nr_refused under_lock; /* refused connections, for the log */
 	/* written under the lock, once: see rc_contact_lacks */
 	char lack_here[RP_TEXT_MAX] under_lock;

@@ -8,6 +8,7 @@
 #include "core/base/lock.h"
 #include "core/base/work.h"
 #include "core/ctx.h"
+#include "core/session/session.h"
 
 #define STAY(action) { RC_DO_##action, HERE }
 #define GO(next) { RC_DO_NOTHING, RC_PEER_##next }
@@ -300,8 +301,9 @@ enum rc_session_action rc_session_on(struct rref_ctx *ctx, struct rc_peer *p,
 	if (row.action == RC_DO_NEVER) {
 		rb_assert(event < RC_SESSION_NR_REPORTS);
 		rc_session_end(ctx, p, -EPROTO, "its connection did what it cannot do");
-	} else {
+	} else if (event >= RC_SESSION_NR_REPORTS) {
 		p->state = (enum rc_peer_state)row.next;
+		rc_peer_watch(ctx, p);
 	}
 	return (enum rc_session_action)row.action;
 }
@@ -316,6 +318,7 @@ void rc_session_end(struct rref_ctx *ctx, struct rc_peer *p, int status, const c
 	rc_session_on(ctx, p, RC_STEP_ENDS);
 	if (p->state == was)
 		return;
+	ctx->session.nr_ending += rc_state_ends(p->state);
 	p->ending.status = status;
 	snprintf(p->why, sizeof(p->why), "%s", why);
 	p->ending.work.run = ctx->session.fence;

@@ -17,6 +17,8 @@
 #include "core/base/lock.h"
 #include "core/base/log.h"
 #include "core/op/step.h"
+#include "core/value/internal.h"
+#include "core/value/look.h"
 #include "core/value/value.h"
 
 struct rref_id rc_next_ids(struct rref_ctx *ctx, unsigned nr)
@@ -88,6 +90,8 @@ find_fast_class(const struct rref_ctx *ctx, uint32_t owner, const struct rp_loca
 {
 	const struct rc_peer *p = &ctx->peers[owner];
 
+	if (RB_FAST(!ctx->scopes) && loc->length >= ctx->value.look_bytes && rc_can_look(p, loc))
+		return RC_FAST_LOOK;
 	if (!RB_FAST(!ctx->scopes && p->ops) || loc->type_hash != ctx->value.bytes_hash ||
 	    loc->nr_segments != 1 || loc->nr_refs || rp_is_wrapped(loc) || !loc->nonce ||
 	    !loc->length || loc->length > RC_VALUE_MAX ||
@@ -217,6 +221,32 @@ static bool handle_give_back(struct rref *ref)
 	return refs == 1;
 }
 
+/* Returns whether the end of a handle that nobody holds any more may end a large value. */
+static bool ends_large(const struct rref *h)
+{
+	return h->owned && (h->unset || at_load_acq(&h->state) == RC_H_READY) &&
+	       rc_value_bytes(h->value) > RC_LARGE_BYTES;
+}
+
+/* Lets go of the lock, which ends the handles that were pushed. Scrubs their values without it. */
+static gives_lock void unlock_and_scrub(struct rref_ctx *ctx)
+{
+	struct rc_scrub_own before = rc_scrub_own_begin(ctx);
+
+	rc_unlock(ctx);
+	rc_scrub_own_end(before);
+}
+
+/* Ends a handle of a large value under the lock, and scrubs the value without it. */
+static __attribute__((noinline)) gives_lock void finish_large(struct rref_ctx *ctx, struct rref *h)
+{
+	struct rc_scrub_own before = rc_scrub_own_begin(ctx);
+
+	handle_finished(ctx, h);
+	rc_unlock(ctx);
+	rc_scrub_own_end(before);
+}
+
 void rref_release(struct rref *ref)
 {
 	RB_NO_CANCEL;
@@ -226,6 +256,10 @@ void rref_release(struct rref *ref)
 		return;
 	ctx = ref->ctx;
 	if (RB_FAST(likely(rc_trylock(ctx)))) {
+		if (unlikely(ends_large(ref))) {
+			finish_large(ctx, ref);
+			return;
+		}
 		handle_finished(ctx, ref);
 		rc_unlock(ctx);
 		return;
@@ -234,7 +268,7 @@ void rref_release(struct rref *ref)
 	 * here. */
 	rc_work_push_bare(ctx, &ref->dropped);
 	if (rc_trylock(ctx))
-		rc_unlock(ctx);
+		unlock_and_scrub(ctx);
 }
 
 /* Releases refs[0, nr) of one context. One turn of the lock ends all that nobody holds any more. */
@@ -250,7 +284,7 @@ static void release_turn(struct rref_ctx *ctx, struct rref *const *refs, size_t 
 	}
 	/* The holder of the lock looks again, see rref_release. */
 	if (pushed && rc_trylock(ctx))
-		rc_unlock(ctx);
+		unlock_and_scrub(ctx);
 }
 
 /* Counts the references from refs on that one turn of the lock takes: of one context, or NULL. */

@@ -10,6 +10,7 @@
 #include "base/fast.h"
 #include "core/ctx.h"
 #include "core/value/internal.h"
+#include "core/value/look.h"
 #include "core/value/reader.h"
 #include "core/value/value.h"
 
@@ -22,6 +23,23 @@ static unsigned start_slot(void)
 	if (unlikely(!mine))
 		mine = at_add(&threads, 5) + 1;
 	return mine;
+}
+
+static int arena_get(struct rref_ctx *ctx, size_t block, void **out)
+{
+	int err;
+
+	at_add(&ctx->value.in_landing, 1);
+	err = ra_alloc(ctx->value.landing, block, CACHE_LINE, out);
+	at_sub(&ctx->value.in_landing, 1);
+	return err;
+}
+
+static void arena_put(struct rref_ctx *ctx, struct rc_landing *l)
+{
+	at_add(&ctx->value.in_landing, 1);
+	ra_free(ctx->value.landing, l, l->block);
+	at_sub(&ctx->value.in_landing, 1);
 }
 
 /*
@@ -39,7 +57,7 @@ static struct rc_landing *take_large(struct rref_ctx *ctx, size_t block)
 
 	if (!l || (l->block >= block && l->block - block <= block / 4))
 		return l;
-	ra_free(ctx->value.landing, l, l->block);
+	arena_put(ctx, l);
 	return NULL;
 }
 
@@ -48,7 +66,7 @@ static void leave_large(struct rref_ctx *ctx, struct rc_landing *l)
 	if (RB_FAST(l->block <= LARGE_MAX))
 		l = at_xchg_ar(&ctx->value.large[start_slot() % RC_LARGE_SLOTS], l);
 	if (l)
-		ra_free(ctx->value.landing, l, l->block);
+		arena_put(ctx, l);
 }
 
 static void drain(struct rref_ctx *ctx, _Atomic(struct rc_landing *) *slots, size_t nr)
@@ -57,7 +75,7 @@ static void drain(struct rref_ctx *ctx, _Atomic(struct rc_landing *) *slots, siz
 		struct rc_landing *l = at_xchg_acq(&slots[i], NULL);
 
 		if (l)
-			ra_free(ctx->value.landing, l, l->block);
+			arena_put(ctx, l);
 	}
 }
 
@@ -68,6 +86,37 @@ void rc_landing_drain(struct rref_ctx *ctx)
 		drain(ctx, ctx->value.cache[c], RC_CACHE_SLOTS);
 }
 
+/* Takes a block that this thread keeps. Returns NULL if there is none. */
+static struct rc_landing *own_block(struct rref_ctx *ctx, unsigned size_class)
+{
+	struct rc_reader *r = rc_reader_of(ctx);
+	struct rc_landing *l;
+
+	if (!RB_FAST(r && size_class < RC_CACHE_CLASSES))
+		return NULL;
+	l = at_load(&r->spare[size_class]);
+	if (!l)
+		return rc_kept_take(r, size_class);
+	at_store(&r->spare[size_class], NULL);
+	return l;
+}
+
+/* Counts bytes that are given out, or wrapped: that are given back. */
+static void count_landing(struct rref_ctx *ctx, uint64_t bytes)
+{
+	struct rc_reader *r = rc_reader_of(ctx);
+
+	if (likely(r != NULL))
+		at_add_mine(&r->landing_bytes, bytes);
+	else
+		at_add(&ctx->n.landing_bytes, bytes);
+}
+
+bool rc_landing_waits(const struct rref_ctx *ctx)
+{
+	return at_load(&ctx->value.in_landing);
+}
+
 int rc_landing_get(struct rref_ctx *ctx, size_t length, struct rc_landing **out)
 {
 	/* Whole lines, as the arena gives them. The padding of a value that was read with others
@@ -75,9 +124,14 @@ int rc_landing_get(struct rref_ctx *ctx, size_t length, struct rc_landing **out)
 	size_t block = (sizeof(struct rc_landing) + length + CACHE_LINE - 1) &
 		       ~(size_t)(CACHE_LINE - 1);
 	int size_class = rc_landing_class(length);
-	struct rc_landing *l;
+	struct rc_landing *l = own_block(ctx, (unsigned)size_class);
 	void *mem, *base;
 
+	if (l) {
+		l->view.length = length; /* counted already */
+		*out = l;
+		return 0;
+	}
 	if (size_class >= 0) {
 		unsigned s = start_slot();
 
@@ -94,12 +148,12 @@ int rc_landing_get(struct rref_ctx *ctx, size_t length, struct rc_landing **out)
 	} else if ((l = take_large(ctx, block))) {
 		goto found;
 	}
-	int err = ra_alloc(ctx->value.landing, block, CACHE_LINE, &mem);
+	int err = arena_get(ctx, block, &mem);
 
 	if (unlikely(err == -ENOMEM)) {
 		rc_fast_spares_put(ctx);
 		rc_landing_drain(ctx);
-		err = ra_alloc(ctx->value.landing, block, CACHE_LINE, &mem);
+		err = arena_get(ctx, block, &mem);
 	}
 	if (err)
 		return rc_arena_fail(err, "a buffer for a read", length);
@@ -115,7 +169,7 @@ int rc_landing_get(struct rref_ctx *ctx, size_t length, struct rc_landing **out)
 		l->lkey[k] = r->mr[k].lkey;
 found:
 	l->view.length = length;
-	at_add(&ctx->n.landing_bytes, l->block);
+	count_landing(ctx, l->block);
 	*out = l;
 	return 0;
 }
@@ -127,7 +181,7 @@ void rc_landing_put(struct rc_landing *l)
 	if (!l)
 		return;
 	ctx = l->view.ctx;
-	at_sub(&ctx->n.landing_bytes, l->block);
+	count_landing(ctx, -l->block);
 	if (l->view.cache_class >= 0) {
 		unsigned s = start_slot();
 
@@ -139,7 +193,7 @@ void rc_landing_put(struct rc_landing *l)
 			if (RB_FAST(!at_load(slot) && at_cas_ar(slot, &none, l)))
 				return;
 		}
-		ra_free(ctx->value.landing, l, l->block);
+		arena_put(ctx, l);
 	} else {
 		leave_large(ctx, l);
 	}
@@ -161,6 +215,10 @@ void rc_view_put(struct rref_view *view)
 
 	if (alias) {
 		rc_value_unpin(alias);
+		return;
+	}
+	if (view->cache_class == RC_VIEW_LOOK) {
+		rref_release(rc_look_end(view)); /* last: the owner may free the value now */
 		return;
 	}
 	if (unlikely(view->nr_refs))

@@ -6,6 +6,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -19,7 +20,12 @@
 #include "core/base/site.h"
 #include "core/ctx.h"
 #include "core/value/internal.h"
+#include "core/value/look.h"
 #include "core/value/value.h"
+
+/* Bounds on a thread's landing blocks besides one of each class: bytes; a part of the arena's. */
+#define KEPT_MAX ((size_t)256 << 10)
+#define KEPT_PART 64
 
 uint64_t rc_word(void)
 {
@@ -187,6 +193,25 @@ void rc_beacon(struct rref_ctx *ctx, enum rv_kind kind, struct rw_auth *out)
 	out->beacon_rkey = ctx->session.beacon_region->mr[kind].rkey;
 }
 
+/*
+ * Registers all memory of this process as a landing place, with a device that copies. So its READs
+ * may bring a value straight into memory of the program. The registration ends with the device.
+ */
+static is_alone int reg_everything(struct rref_ctx *ctx)
+{
+	for (int k = 0; k < RV_NR_KINDS; k++) {
+		struct rc_device *d = &ctx->device[k];
+		int err = d->dev && d->caps.reads_inline
+				  ? d->ops->reg(d->dev, NULL, SIZE_MAX, -1, 0, RV_ACCESS_LOCAL,
+						&d->any)
+				  : 0;
+
+		if (err)
+			return rc_fail(-err, "%s: %s", d->caps.device, rv_error_text());
+	}
+	return 0;
+}
+
 is_alone int rc_memory_open(struct rref_ctx *ctx, const struct rref_options *opt)
 {
 	struct ra_hooks hooks = { .reg = reg_value, .dereg = rc_region_dereg, .ctx = ctx };
@@ -197,6 +222,7 @@ is_alone int rc_memory_open(struct rref_ctx *ctx, const struct rref_options *opt
 				 .option = "RREF_MAX_VALUE_BYTES" };
 	int err = ra_arena_create(&hooks, &ro, &ctx->value.arena);
 
+	rc_looks_open(ctx, opt);
 	if (err)
 		return rc_fail(-err, "RREF_MAX_VALUE_BYTES: %s", ra_error_text());
 	struct ra_stats values;
@@ -210,12 +236,19 @@ is_alone int rc_memory_open(struct rref_ctx *ctx, const struct rref_options *opt
 	err = ra_arena_create(&hooks, &ro, &ctx->value.landing);
 	if (err)
 		return rc_fail(-err, "RREF_MAX_LANDING_BYTES: %s", ra_error_text());
-	return beacons_open(ctx);
+	struct ra_stats landing;
+
+	ra_stats(ctx->value.landing, &landing);
+	ctx->value.kept_max = min_of(KEPT_MAX, landing.max_bytes / KEPT_PART);
+	err = reg_everything(ctx);
+	return err ? err : beacons_open(ctx);
 }
 
 void rc_memory_close(struct rref_ctx *ctx)
 {
+	rc_scrub_close(ctx);
 	beacon_close(ctx);
+	rc_looks_close(ctx);
 	ra_arena_destroy(ctx->value.landing);
 	ra_arena_destroy(ctx->value.arena);
 	ctx->value.landing = ctx->value.arena = NULL;
@@ -228,6 +261,10 @@ static int local_alloc(struct rref_ctx *ctx, size_t bytes, void **out)
 {
 	uint64_t live = at_load(&ctx->n.value_bytes);
 
+	if (live + bytes > ctx->value.max_bytes) {
+		rc_scrub_all(ctx);
+		live = at_load(&ctx->n.value_bytes);
+	}
 	if (live > ctx->value.max_bytes || bytes > ctx->value.max_bytes - live)
 		return rc_fail(
 			ENOMEM,
@@ -238,6 +275,21 @@ static int local_alloc(struct rref_ctx *ctx, size_t bytes, void **out)
 	return *out ? 0 : rc_fail(ENOMEM, "memory for a value of %zu bytes", bytes);
 }
 
+/* Returns an arena's error, with its text. Says how much is kept for views of others. */
+static int no_room(struct rref_ctx *ctx, int err, size_t length)
+{
+	uint64_t left = at_load(&ctx->n.views_left_bytes);
+	char why[RREF_TEXT_SIZE];
+
+	err = rc_arena_fail(err, "a value", length);
+	if (!left)
+		return err;
+	snprintf(why, sizeof(why), "%s", rc_error_text());
+	return rc_fail(-err,
+		       "%.390s; %" PRIu64 " bytes wait for views of workers whose session ended",
+		       why, left);
+}
+
 static int registered_alloc(struct rref_ctx *ctx, size_t bytes, void **out)
 {
 	int err = ra_alloc(ctx->value.arena, bytes, CACHE_LINE, out);
@@ -246,9 +298,10 @@ static int registered_alloc(struct rref_ctx *ctx, size_t bytes, void **out)
 		/* Memory that was released a moment ago may still be queued. */
 		rc_lock(ctx);
 		rc_unlock(ctx);
+		rc_scrub_all(ctx);
 		err = ra_alloc(ctx->value.arena, bytes, CACHE_LINE, out);
 	}
-	return err ? rc_arena_fail(err, "a value", bytes - RC_HEADER_BYTES) : 0;
+	return err ? no_room(ctx, err, bytes - RC_HEADER_BYTES) : 0;
 }
 
 int rc_header_alloc(struct rref_ctx *ctx, void **out)
@@ -266,8 +319,7 @@ struct rc_header *rc_value_header(const struct rc_value *v)
 	return v->wrapped ? rc_wrap_header(v) : (struct rc_header *)rc_value_data(v) - 1;
 }
 
-/* Returns the bytes of the whole in our memory: header, payload, table of segments. */
-static size_t value_bytes(const struct rc_value *v)
+size_t rc_value_bytes(const struct rc_value *v)
 {
 	return RC_HEADER_BYTES + (v->wrapped ? 0 : rc_extent(v->view.length, v->view.nr_segments));
 }
@@ -277,13 +329,16 @@ static size_t value_bytes(const struct rc_value *v)
  * not used: glibc's goes past the memory that the thread has just freed. Most records are made of
  * such memory.
  */
-static struct rc_value *record_make(const char *site, const char *function)
+static struct rc_value *record_make(const char *site, const char *function, bool large)
 {
-	struct rc_value *v = malloc(sizeof(*v) + (site || function ? sizeof(*v->extra) : 0));
+	struct rc_value *v = large ? rc_large_make()
+				   : malloc(sizeof(*v) +
+					    (site || function ? sizeof(*v->extra) : 0));
 
 	if (!v)
 		return NULL;
-	memset(v, 0, sizeof(*v));
+	if (!large)
+		memset(v, 0, sizeof(*v));
 	if (site || function) {
 		v->extra = (struct rc_value_extra *)(v + 1);
 		*v->extra = (struct rc_value_extra){ .site = site, .function = function };
@@ -312,7 +367,8 @@ int rc_value_make(struct rref_ctx *ctx, const struct rref_type *type, const stru
 		err = rc_shape_make(t, segments, nr, what, &length);
 	if (err)
 		return err;
-	v = record_make(rc_site_take(), function);
+	v = record_make(rc_site_take(), function,
+			RC_HEADER_BYTES + rc_extent(length, (uint32_t)nr) > RC_LARGE_BYTES);
 	if (!v)
 		return rc_fail(ENOMEM, "memory for a value's record");
 	v->view = (struct rref_view){ .ctx = ctx,
@@ -320,8 +376,8 @@ int rc_value_make(struct rref_ctx *ctx, const struct rref_type *type, const stru
 				      .nr_segments = (uint16_t)nr,
 				      .cache_class = RC_VIEW_ALIAS };
 	v->type = t;
-	err = is_local(v) ? local_alloc(ctx, value_bytes(v), &mem)
-			  : registered_alloc(ctx, value_bytes(v), &mem);
+	err = is_local(v) ? local_alloc(ctx, rc_value_bytes(v), &mem)
+			  : registered_alloc(ctx, rc_value_bytes(v), &mem);
 	if (err) {
 		record_free(v);
 		return err;
@@ -330,7 +386,7 @@ int rc_value_make(struct rref_ctx *ctx, const struct rref_type *type, const stru
 	v->view.data = (char *)mem + RC_HEADER_BYTES;
 	rc_shape_write(rc_value_data(v), length, segments, nr, copy);
 	at_store(&v->pins, 1);
-	at_add(&ctx->n.value_bytes, value_bytes(v));
+	at_add(&ctx->n.value_bytes, rc_value_bytes(v));
 	*out = v;
 	return 0;
 }
@@ -389,8 +445,6 @@ void rc_value_locate(const struct rc_value *v, struct rp_location *out)
 
 void rc_value_unpin(struct rc_value *v)
 {
-	struct rref_ctx *ctx = v->view.ctx;
-
 	if (at_sub_ar(&v->pins, 1) != 1)
 		return;
 	if (v->wrapped) {
@@ -398,18 +452,34 @@ void rc_value_unpin(struct rc_value *v)
 		rc_wrap_finished(v);
 		return;
 	}
-	struct rc_header *h = rc_value_header(v);
-	size_t bytes = value_bytes(v);
-
+	rc_value_let_go(v);
 	/* Scrubbed before reuse: a late reader must not find an old secret. */
-	explicit_bzero(h, bytes);
+	if (rc_value_bytes(v) > RC_LARGE_BYTES) {
+		rc_scrub_later(v);
+		return;
+	}
+	explicit_bzero(rc_value_header(v), rc_value_bytes(v));
+	rc_value_free(v);
+}
+
+void rc_value_free(struct rc_value *v)
+{
+	struct rref_ctx *ctx = v->view.ctx;
+	struct rc_header *h = rc_value_header(v);
+	size_t bytes = rc_value_bytes(v);
+
 	if (is_local(v))
 		free(h);
 	else
 		ra_free(ctx->value.arena, h, bytes);
 	at_sub(&ctx->n.value_bytes, bytes);
-	rc_value_let_go(v);
 	record_free(v);
+}
+
+void rc_value_leave(struct rc_value *v)
+{
+	if (at_sub_ar(&v->pins, 1) == 1)
+		record_free(v);
 }
 
 void rc_value_retire(struct rc_value *v)

@@ -36,17 +36,58 @@ static void unlink_reader(struct rc_reader *r)
 	*at = r->next;
 }
 
+struct rc_landing *rc_kept_take(struct rc_reader *r, unsigned size_class)
+{
+	struct rc_landing *v = size_class < RC_CACHE_CLASSES ? r->kept[size_class] : NULL;
+
+	if (v) {
+		r->kept[size_class] = v->next;
+		at_store(&r->kept_bytes, at_load(&r->kept_bytes) - v->block);
+	}
+	return v;
+}
+
+/* Keeps a block behind the spare of its class. Returns false if the thread has enough. */
+static inline bool keep_block(struct rc_reader *r, struct rc_landing *v, unsigned size_class)
+{
+	size_t bytes = at_load(&r->kept_bytes) + v->block;
+
+	if (bytes > r->ctx->value.kept_max)
+		return false;
+	v->next = r->kept[size_class];
+	r->kept[size_class] = v;
+	at_store(&r->kept_bytes, bytes);
+	return true;
+}
+
+/* Gives back the blocks of a reader: the calling thread's, or one whose thread reads no more. */
+static void put_blocks(struct rc_reader *r)
+{
+	struct rc_landing *v;
+
+	for (unsigned c = 0; c < RC_CACHE_CLASSES; c++) {
+		v = at_load(&r->spare[c]);
+		at_store(&r->spare[c], NULL);
+		rc_landing_put(v);
+		while ((v = rc_kept_take(r, c)))
+			rc_landing_put(v);
+	}
+}
+
 /* Gives back the blocks and counters of a reader whose context lives. Guarded by lock. */
 static void reader_give_back(struct rc_reader *r)
 {
 	struct rref_ctx *ctx = r->ctx;
 
-	for (int c = 0; c < RC_CACHE_CLASSES; c++)
-		rc_landing_put(at_load(&r->spare[c]));
+	put_blocks(r);
+	rc_own_give_back(r);
 	rc_in_flight_put(r->flight);
 	at_add(&ctx->n.reads, at_load(&r->reads));
-	at_add(&ctx->n.doorbells, at_load(&r->reads));
+	at_add(&ctx->n.doorbells, at_load(&r->reads) - at_load(&r->beyond));
 	at_add(&ctx->n.read_bytes, at_load(&r->read_bytes));
+	at_add(&ctx->n.landing_bytes, at_load(&r->landing_bytes));
+	at_store(&r->landing_bytes, 0);
+	at_add(&ctx->n.looks, at_load(&r->looks));
 }
 
 /*
@@ -107,6 +148,7 @@ static void forget_closed(void)
 
 struct rc_reader *rc_reader_new(struct rref_ctx *ctx)
 {
+	RB_NO_CANCEL;
 	struct rc_reader *r;
 
 	pthread_once(&once, make_key);
@@ -134,11 +176,35 @@ struct rc_reader *rc_reader_new(struct rref_ctx *ctx)
 	return r;
 }
 
+static __attribute__((noinline)) void put_copy_or_alias(struct rref_view *view)
+{
+	RB_NO_CANCEL;
+	struct rref_ctx *ctx = view->ctx;
+	const struct rc_value *alias = rc_value_of(view);
+
+	if (likely(!alias || rc_value_bytes(alias) <= RC_LARGE_BYTES)) {
+		rc_view_put(view);
+		return;
+	}
+	struct rc_scrub_own before = rc_scrub_own_begin(ctx);
+
+	rc_view_put(view);
+	rc_scrub_own_end(before);
+}
+
 static __attribute__((noinline)) void put_view(struct rref_view *view)
+{
+	if (view->cache_class == RC_VIEW_LOOK)
+		rc_view_put(view); /* rref_release is no cancellation point */
+	else
+		put_copy_or_alias(view);
+}
+
+static __attribute__((noinline)) void view_let_go(struct rref_view *view)
 {
 	RB_NO_CANCEL;
 
-	rc_view_put(view);
+	rc_view_let_go(view);
 }
 
 /*
@@ -149,15 +215,11 @@ void rc_fast_spares_put(struct rref_ctx *ctx)
 {
 	struct rc_reader *r = rc_reader_of(ctx);
 
-	for (int c = 0; r && c < RC_CACHE_CLASSES; c++) {
-		struct rc_landing *v = at_load(&r->spare[c]);
-
-		at_store(&r->spare[c], NULL);
-		rc_landing_put(v);
-	}
+	if (r)
+		put_blocks(r);
 }
 
-/* Leaves the block with this thread for its next read, if it has none of that class. */
+/* Leaves the block with this thread for its next reads. */
 void rref_view_free(struct rref_view *view)
 {
 	struct rc_reader *r;
@@ -167,14 +229,20 @@ void rref_view_free(struct rref_view *view)
 		return;
 	r = rc_reader_of(view->ctx);
 	size_class = (unsigned)view->cache_class; /* an alias has none */
-	if (RB_FAST(likely(r && size_class < RC_CACHE_CLASSES && !view->nr_refs &&
-			   !at_load(&r->spare[size_class]))))
-		at_store(&r->spare[size_class], rc_landing_of(view));
-	else
-		put_view(view);
+	if (RB_FAST(likely(r && size_class < RC_CACHE_CLASSES))) {
+		if (unlikely(view->nr_refs))
+			view_let_go(view);
+		if (!at_load(&r->spare[size_class])) {
+			at_store(&r->spare[size_class], rc_landing_of(view));
+			return;
+		}
+		if (keep_block(r, rc_landing_of(view), size_class))
+			return;
+	}
+	put_view(view);
 }
 
-static bool is_pinned(struct rref_ctx *ctx, struct rc_peer *p)
+bool rc_is_pinned(struct rref_ctx *ctx, const struct rc_peer *p)
 {
 	bool yes = false;
 
@@ -186,13 +254,11 @@ static bool is_pinned(struct rref_ctx *ctx, struct rc_peer *p)
 }
 
 /*
- * Waits until no reader has the peer. The lock is the whole process', so it is not held while a
- * copy is waited for. A reader that comes in between takes it after the first look, and so sees
- * that conn is NULL.
+ * Makes the barrier if there are readers. A later reader takes the lock behind the look here. So it
+ * sees that conn is NULL.
  */
-void rc_fast_fence(struct rref_ctx *ctx, struct rc_peer *p)
+void rc_fast_fence(struct rref_ctx *ctx)
 {
-	unsigned turn = 0;
 	bool any;
 
 	pthread_mutex_lock(&lock);
@@ -200,13 +266,11 @@ void rc_fast_fence(struct rref_ctx *ctx, struct rc_peer *p)
 	pthread_mutex_unlock(&lock);
 	if (any)
 		ra_asym_barrier();
-	while (is_pinned(ctx, p))
-		rc_pause(&turn);
 }
 
 void rc_fast_counts(struct rref_ctx *ctx, struct rref_stats *s)
 {
-	uint64_t spare = 0, landing;
+	uint64_t spare = 0, landing = 0, own, made;
 
 	/* All of it under the lock: a thread that ends adds what it counted to the context's
 	 * counters. */
@@ -214,28 +278,37 @@ void rc_fast_counts(struct rref_ctx *ctx, struct rref_stats *s)
 	s->reads = at_load(&ctx->n.reads);
 	s->doorbells = at_load(&ctx->n.doorbells);
 	s->read_bytes = at_load(&ctx->n.read_bytes);
+	own = at_load(&ctx->value.own_free);
+	s->looks = at_load(&ctx->n.looks);
 	for (struct rc_reader *r = ctx->value.readers; r; r = r->next) {
 		s->reads += at_load(&r->reads);
-		s->doorbells += at_load(&r->reads);
+		s->doorbells += at_load(&r->reads) - at_load(&r->beyond);
 		s->read_bytes += at_load(&r->read_bytes);
+		landing += at_load(&r->landing_bytes);
+		spare += at_load(&r->kept_bytes);
+		own += at_load(&r->nr_own);
+		s->looks += at_load(&r->looks);
 		for (int c = 0; c < RC_CACHE_CLASSES; c++)
 			spare += at_load(&r->spare[c]) ? RC_LANDING_BLOCK(c) : 0;
 	}
-	/* Loaded after spare, which is a part of it, and still it may be less. Blocks come and
-	 * go without the lock. */
-	landing = at_load(&ctx->n.landing_bytes);
-	s->landing_bytes = landing - min_of(spare, landing);
+	/* Futures come and go without the lock: the free ones may be counted twice or not. */
+	made = at_load(&ctx->value.nr_own);
+	s->ops_in_flight = rc_ops_in_flight(ctx) + made - min_of(own, made);
+	/* Blocks come and go without the lock. One may be missed on its way from thread to thread.
+	 * Then spare seems to be more than the whole. */
+	landing += at_load(&ctx->n.landing_bytes);
+	s->landing_bytes = (int64_t)(landing - spare) > 0 ? landing - spare : 0;
 	pthread_mutex_unlock(&lock);
 }
 
 /* ---- flights ---- */
 
-needs_lock struct rc_in_flight *rc_in_flight_take(struct rref_ctx *ctx)
+struct rc_in_flight *rc_in_flight_take(struct rref_ctx *ctx)
 {
-	struct rc_in_flight *fl;
+	/* Acquire. Pairs with the push below. */
+	struct rc_in_flight *fl = at_load_acq(&ctx->value.flights), *first;
 
-	rc_assert_locked(ctx);
-	for (fl = ctx->value.flights; fl; fl = fl->next) {
+	for (; fl; fl = fl->next) {
 		uint32_t none = RC_FLIGHT_FREE;
 
 		/* Pairs with rc_in_flight_put: acquire. */
@@ -248,8 +321,10 @@ needs_lock struct rc_in_flight *rc_in_flight_take(struct rref_ctx *ctx)
 		return NULL;
 	memset(fl, 0, sizeof(*fl));
 	at_store(&fl->state, RC_FLIGHT_MINE);
-	fl->next = ctx->value.flights;
-	ctx->value.flights = fl;
+	first = at_load(&ctx->value.flights);
+	do
+		fl->next = first;
+	while (!at_cas_weak_ar(&ctx->value.flights, &first, fl));
 	return fl;
 }
 
@@ -271,11 +346,11 @@ is_alone void rc_readers_close(struct rref_ctx *ctx)
 		r->ctx = NULL; /* freed by its thread */
 	}
 	pthread_mutex_unlock(&lock);
-	while (ctx->value.flights) {
-		struct rc_in_flight *fl = ctx->value.flights;
-
-		ctx->value.flights = fl->next;
+	for (struct rc_in_flight *fl = at_load_acq(&ctx->value.flights), *next; fl; fl = next) {
+		next = fl->next;
 		free(fl);
 	}
+	at_store(&ctx->value.flights, NULL);
+	rc_own_close(ctx);
 	rc_landing_drain(ctx);
 }

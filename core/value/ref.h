@@ -69,9 +69,11 @@ struct rref_view {
 	uint16_t nr_segments;     /* number of segments; not used in a range */
 	/* references that the value holds; in a landing block 0 unless it has outer */
 	uint16_t nr_refs;
-	int cache_class;                  /* landing: cache class, -1 = none; RC_VIEW_ALIAS */
+	/* landing: cache class, -1 = none; RC_VIEW_ALIAS, RC_VIEW_LOOK */
+	int cache_class;
 };
 #define RC_VIEW_ALIAS (-2)
+#define RC_VIEW_LOOK (-3) /* begins a struct rc_look */
 
 /*
  * A landing block. The bytes that a READ brings lie behind it: the header at its end, then the
@@ -82,8 +84,10 @@ struct rc_landing {
 	size_t block;             /* bytes of the whole */
 	uint32_t lkey[RV_NR_KINDS]; /* the region's key, per provider */
 	uint64_t type_hash;       /* hash of the type; not used in a range */
-	/* reference by which the value was read, if nr_refs; hold.c */
-	struct rref *outer;
+	union {
+		struct rref *outer; /* reference by which the value was read, if nr_refs; hold.c */
+		struct rc_landing *next; /* the next one that a reader keeps */
+	};
 	struct rc_header header;  /* a device writes it: looked at when the READ is over */
 };
 _Static_assert(offsetof(struct rc_landing, header) == CACHE_LINE,
@@ -189,6 +193,8 @@ int rc_value_make(struct rref_ctx *ctx, const struct rref_type *type, const stru
 		  size_t nr, bool copy, const char *function, const char *what,
 		  struct rc_value **out);
 struct rc_header *rc_value_header(const struct rc_value *v);
+/* Returns the bytes of the whole in this worker's memory: header, payload, table of segments. */
+size_t rc_value_bytes(const struct rc_value *v);
 static inline void *rc_value_data(const struct rc_value *v)
 {
 	return (void *)(uintptr_t)v->view.data;
@@ -197,11 +203,15 @@ void rc_value_publish(struct rc_value *v, struct rref_id id); /* fills its heade
 /* locates a published value */
 void rc_value_locate(const struct rc_value *v, struct rp_location *out);
 void rc_value_unpin(struct rc_value *v);
+/* Drops a pin when the context is freed: the memory stays as it is, and goes with the arena. */
+void rc_value_leave(struct rc_value *v);
 /* Destroys the nonce and drops the machine's pin. */
 void rc_value_retire(struct rc_value *v);
 /* Allocates the header of a value that wraps; as rc_value_alloc. */
 int rc_header_alloc(struct rref_ctx *ctx, void **out);
 int rc_landing_get(struct rref_ctx *ctx, size_t length, struct rc_landing **out);
+/* Tells whether a thread is in the arena of landing blocks, where it may stand still. */
+bool rc_landing_waits(const struct rref_ctx *ctx);
 void rc_landing_put(struct rc_landing *l);
 /* Takes a view from rref_view_free that its thread does not keep. */
 void rc_view_put(struct rref_view *v);

@@ -16,7 +16,7 @@
 #include "base/util.h"
 #include "core/protocol/protocol.h"
 
-#define RW_PROTOCOL_VERSION 2u
+#define RW_PROTOCOL_VERSION 3u
 #define RW_FRAME_BYTES 24u
 #define RW_ID_BYTES 12u         /* local id, rank */
 #define RW_LOCATION_BYTES 64u

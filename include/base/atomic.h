@@ -35,15 +35,23 @@
 #define at_sub_rel(p, v)    atomic_fetch_sub_explicit((p), (v), memory_order_release)
 #define at_sub_ar(p, v)     atomic_fetch_sub_explicit((p), (v), memory_order_acq_rel)
 #define at_or_ar(p, v)      atomic_fetch_or_explicit((p), (v), memory_order_acq_rel)
+#define at_or_sc(p, v)     atomic_fetch_or_explicit((p), (v), memory_order_seq_cst)
 #define at_and_ar(p, v)     atomic_fetch_and_explicit((p), (v), memory_order_acq_rel)
 /* Strong: callers act on a failure. *exp receives what was there. */
 #define at_cas_ar(p, exp, v) \
 	atomic_compare_exchange_strong_explicit((p), (exp), (v), memory_order_acq_rel, \
 						memory_order_acquire)
+#define at_cas_sc(p, exp, v) \
+	atomic_compare_exchange_strong_explicit((p), (exp), (v), memory_order_seq_cst, \
+						memory_order_relaxed)
 /* Weak: callers loop. */
 #define at_cas_weak_ar(p, exp, v) \
 	atomic_compare_exchange_weak_explicit((p), (exp), (v), memory_order_acq_rel, \
 					      memory_order_acquire)
+
+#define at_cas_weak_sc(p, exp, v) \
+	atomic_compare_exchange_weak_explicit((p), (exp), (v), memory_order_seq_cst, \
+					      memory_order_relaxed)
 
 static inline void cpu_relax(void)
 {

@@ -36,6 +36,7 @@ extern "C" {
 struct rref_ctx;     /* this process' membership in a group */
 struct rref;         /* a reference: owner's or user's handle of a value */
 struct rref_future;  /* an unfinished operation; completes exactly once */
+struct rref_queue; /* a queue of futures, which come out in the order in which they end */
 struct rref_view;    /* a value that a read brought here, or an alias of a local one */
 struct rref_call;    /* a call being served by a handler */
 struct rref_mem;     /* memory that the program registered, to wrap parts of it as values */
@@ -44,6 +45,7 @@ struct rref_mem;     /* memory that the program registered, to wrap parts of it 
 typedef struct rref_ctx rref_ctx;
 typedef struct rref rref;
 typedef struct rref_future rref_future;
+typedef struct rref_queue rref_queue;
 typedef struct rref_view rref_view;
 typedef struct rref_call rref_call;
 typedef struct rref_mem rref_mem;

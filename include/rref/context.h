@@ -93,7 +93,10 @@ struct rref_options {
 	/* RREF_POLLER_CORE: pin the poller there; -1 = do not pin */
 	int poller_core;
 	unsigned nr_threads;            /* RREF_THREADS: worker pool for handlers; 0 = 4 */
-	unsigned max_ops;               /* RREF_MAX_OPS: operations in flight at once; 0 = 65536 */
+	unsigned max_ops;               /* RREF_MAX_OPS: operations in flight at once; 0 = 65536.
+					   Futures that the program has not freed count. Futures of
+					   reads that were over at once do not: as many may live
+					   besides */
 	size_t max_value_bytes;         /* RREF_MAX_VALUE_BYTES: bound on memory for own values.
 					   0 = half of the memory of this machine, or of this
 					   container (cgroup) if that has less. Several workers in
@@ -140,6 +143,9 @@ struct rref_options {
 	/* A hook: called once each time that a worker goes down; see rref_worker. NULL = off. */
 	void (*peer_down)(void *arg, struct rref_ctx *ctx, const struct rref_peer_down *down);
 	void *peer_down_arg;
+	/* RREF_LOOK_BYTES: over shared memory a value of so many bytes is not copied, but looked at
+	 * where it lies. 0 = 16 KiB, SIZE_MAX = never. See rref_to_here_with */
+	size_t look_bytes;
 };
 /* RREF_LEAK_CHECK=0: a leak at graceful shutdown is logged, not an error */
 #define RREF_NO_LEAK_CHECK 1u
@@ -241,6 +247,7 @@ RREF_API int rref_init(const struct rref_options *opt, struct rref_ctx **out);
  *   -EOWNERDEAD   a peer died meanwhile; the context is shut down. A worker that died before, or
  *                 returned from main without a shutdown, is not waited for, which is no error.
  *                 peer_down and the log tell of it
+ *   -ENETRESET    rank 0 had cut this worker off, since it stood still; the context is shut down
  *   -ESHUTDOWN    shut down before, or another thread is at it
  *   -EDEADLK      called from a callback, handler or scope hook
  *   -EINVAL       ctx is NULL, or an unknown way

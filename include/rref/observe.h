@@ -65,10 +65,18 @@ struct rref_stats {
 	uint64_t messages_again;
 	/* not acknowledged when it broke, and not sent again: the peer had got them */
 	uint64_t messages_not_again;
-	/* READs that such a break cut off, and that were begun again */
+	/* reads that were begun again: such a break cut off their READs, or these took too long */
 	uint64_t reads_again;
 	/* values of a batch that came with the READ of another: they lie side by side */
 	uint64_t reads_joined;
+	/* reads that copied nothing: views of values where they lie, over shared memory */
+	uint64_t looks;
+	/* views that workers still have of values here, though their session ended; and their
+	 * bytes, whose memory waits for them */
+	uint64_t views_left, views_left_bytes;
+	/* times that a refused READ cut off the READs of a connection, and they were made possible
+	 * again within it */
+	uint64_t resumed_reads;
 };
 
 /*

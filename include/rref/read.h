@@ -13,7 +13,8 @@ struct rref_type;
 
 /*
  * Brings the value here. On its owner: an alias of it, without a copy. Elsewhere: a fresh copy by a
- * one-sided READ. The owner's processor takes no part if the value was ready when this reference
+ * one-sided READ. Over shared memory a large value is not copied, but looked at where it lies: see
+ * rref_to_here_with. The owner's processor takes no part if the value was ready when this reference
  * was made. A value that is not ready is waited for.
  *
  *   ref       a reference
@@ -44,8 +45,41 @@ struct rref_type;
  */
 RREF_API int rref_to_here(struct rref *ref, int64_t timeout, struct rref_view **out);
 
+/* Copies the value, of whatever size. */
+#define RREF_READ_COPY 1u
+/* Looks at the value where it lies if that is possible, of whatever size. */
+#define RREF_READ_LOOK 2u
+
 /*
- * Begins to bring the value here, without waiting.
+ * Brings the value here as rref_to_here does, by one way or the other.
+ *
+ *   ref       a reference
+ *   flags     RREF_READ_COPY, RREF_READ_LOOK, or 0: as rref_to_here
+ *   timeout   ns, RREF_DEFAULT or RREF_FOREVER
+ *   out       *out is returned: free with rref_view_free
+ *
+ * Over shared memory a view can show the bytes where they lie. They are in memory of their owner
+ * that this process has mapped read-only. Such a view is made in the same time for any size. So do
+ * rref_to_here, a batch and a future with values of options.look_bytes or more. The value is one
+ * segment, holds no references, and wraps no memory. The view holds its reference. Its bytes never
+ * change, and stay until it is freed, also when the session or the owner has ended meanwhile. An
+ * owner that breaks the rules can change them: a program that does not trust its owner copies.
+ * There may be 4,096 such views at once. The value is copied if no look is possible:
+ * rref_view_is_copy tells.
+ *
+ * Returns 0, or
+ *   -EINVAL     ref or out is NULL, or the flags are both or unknown
+ *   -ETIMEDOUT  and any other, as rref_to_here: -EOWNERDEAD -ENETRESET -ESTALE -EPERM -EBADMSG
+ *               -EPROTO -ENOMEM -EAGAIN -ENODEV -EIO -ECANCELED -ECHILD -EDEADLK -ESHUTDOWN
+ *
+ * Threads: any. Progress: may block, up to timeout; a look is lock-free.
+ */
+RREF_API int rref_to_here_with(struct rref *ref, unsigned flags, int64_t timeout,
+			       struct rref_view **out);
+
+/*
+ * Begins to bring the value here, without waiting. Between workers of one machine, and of the
+ * owner's own values, the read is mostly over when this returns.
  *
  *   ref       a reference; may be released meanwhile
  *   timeout   of the operation: ns, RREF_DEFAULT or RREF_FOREVER
@@ -95,11 +129,10 @@ RREF_API int rref_to_here_into(struct rref *ref, void *buf, size_t offset, size_
  *   timeout   of all: ns, RREF_DEFAULT or RREF_FOREVER
  *   views     views[i] is returned where status[i] is 0: free with rref_view_free. Else it is NULL
  *   status    status[i] is 0 or an error of rref_to_here. It is -EINVAL too if refs[i] is NULL or
- *             of another context than the first
+ *             of another context than the first. It is -ENOMEM too if the batch finds no memory
  *
  * Returns how many succeeded, or, with nothing started,
  *   -EINVAL   refs, views or status is NULL, all references are, or nr is too large
- *   -ENOMEM   no memory
  *   -ECHILD -EDEADLK -ESHUTDOWN  as of any call
  *
  * Threads: any. Progress: may block, up to timeout.
@@ -126,11 +159,10 @@ struct rref_into {
  *   timeout   of all: ns, RREF_DEFAULT or RREF_FOREVER
  *
  * The status of a read is 0 or an error of rref_to_here_into. It is -EINVAL too if its reference is
- * of another context than the first.
+ * of another context than the first. It is -ENOMEM too if the batch finds no memory.
  *
  * Returns how many succeeded, or, with nothing started,
  *   -EINVAL   reads is NULL, all references are, or nr is too large
- *   -ENOMEM   no memory
  *   -ECHILD -EDEADLK -ESHUTDOWN  as of any call
  *
  * Threads: any. Progress: may block, up to timeout.
@@ -239,6 +271,17 @@ RREF_API const void *rref_view_data(const struct rref_view *view);
  * Threads: any. Progress: wait-free.
  */
 RREF_API size_t rref_view_length(const struct rref_view *view);
+
+/*
+ * Tells whether the view's bytes are a copy, in memory of its own. They are not where they lie: in
+ * the value of this worker, or in that of another over shared memory. Returns 1 or 0. Returns 0 if
+ * view is NULL, or in a child of fork(2) whose parent has it. Never fails.
+ *
+ *   view   a view
+ *
+ * Threads: any. Progress: wait-free.
+ */
+RREF_API int rref_view_is_copy(const struct rref_view *view);
 
 /*
  * Gives a view back. In a child of fork(2) it does nothing with its parent's. Never fails.

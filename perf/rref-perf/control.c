@@ -43,7 +43,7 @@ int pf_call(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_o
 	struct pf_row row;
 	bool both_spin = pf_mode(cfg, op) != RREF_PROGRESS_AUTO &&
 		strcmp(pf_reached_by(ctx, 0), "shm") == 0;
-	int err = both_spin ? pf_raw_open(cfg, ctx, 64, &c.raw) : 0;
+	int err = both_spin ? pf_raw_open(cfg, ctx, 64, 0, &c.raw) : 0;
 
 	pf_row_init(&row, op->name, pf_reached_by(ctx, 0), 0);
 	row.raw = "cache line";

@@ -61,37 +61,55 @@ static void serve(struct rref_ctx *const *ctx, unsigned nr, int mode)
 	}
 }
 
-static int join(const struct pf_config *cfg, const struct pf_op *op,
-		const struct rref_options *from, int rank, struct rref_ctx **ctx)
+int pf_join(const struct pf_op *op, const struct rref_options *from, int rank, int mode,
+	    struct rref_ctx **ctx)
 {
 	struct rref_options o = *from;
 
 	o.rank = rank;
-	o.mode = (enum rref_progress_mode)pf_mode(cfg, op);
+	o.mode = (enum rref_progress_mode)mode;
 	o.functions = pf_functions;
 	o.nr_functions = pf_nr_functions;
+	if (!op->looks)
+		o.look_bytes = SIZE_MAX;
 	if (!o.log)
 		o.log = log_line;
+	/* The log warns of each worker that goes. */
+	if (op->visitors)
+		o.log_level = RREF_LOG_ERROR;
 	return pf_say(rref_init(&o, ctx), "rref_init");
+}
+
+/* Tells the others to stop. Where there are visitors each leaves at once, perhaps unanswered. */
+static void tell_to_stop(struct rref_ctx *ctx, const struct pf_op *op)
+{
+	if (op->visitors) {
+		pf_visits_over();
+		rref_rpc_sync(ctx, 0, "perf.stop", NULL, RREF_DEFAULT, NULL);
+		return;
+	}
+	for (int r = 0; r < op->world - 1; r++)
+		pf_ask(ctx, r, "perf.stop", NULL, 0, NULL, 0);
 }
 
 static int worker(const struct pf_config *cfg, const struct pf_op *op,
 		  const struct rref_options *from, int rank)
 {
 	struct rref_ctx *ctx;
-	int mode = pf_mode(cfg, op), err = join(cfg, op, from, rank, &ctx);
+	int mode = pf_mode(cfg, op), err = pf_join(op, from, rank, mode, &ctx);
 
 	if (err)
 		return err;
 	if (rank == op->world - 1) {
 		err = op->run(cfg, ctx, op);
 		fflush(stdout);
-		for (int r = 0; r < rank; r++)
-			pf_ask(ctx, r, "perf.stop", NULL, 0, NULL, 0);
+		tell_to_stop(ctx, op);
 	} else {
 		serve(&ctx, 1, mode);
 	}
-	int bye = rref_shutdown(ctx, err ? RREF_SHUTDOWN_NOW : RREF_SHUTDOWN_GRACEFUL,
+	/* Visitors left without waiting for the others. */
+	int bye = rref_shutdown(ctx,
+				err || op->visitors ? RREF_SHUTDOWN_NOW : RREF_SHUTDOWN_GRACEFUL,
 				RREF_DEFAULT);
 
 	if (!err)
@@ -124,7 +142,7 @@ static void *one_of_crowd(void *arg)
 	struct one_of *me = arg;
 	struct crowd *c = me->crowd;
 
-	me->err = join(c->cfg, c->op, c->o, me->rank, &c->ctx[me->rank]);
+	me->err = pf_join(c->op, c->o, me->rank, pf_mode(c->cfg, c->op), &c->ctx[me->rank]);
 	/* The others would wait for it until their time-outs. */
 	if (me->err)
 		_exit(1);
@@ -136,13 +154,15 @@ static void *one_of_crowd(void *arg)
 	return NULL;
 }
 
-static int crowd(const struct pf_config *cfg, const struct pf_op *op, const struct rref_options *o)
+static int crowd_process(const struct pf_config *cfg, const struct pf_op *op,
+			 const struct rref_options *o, int rank)
 {
 	struct crowd c = { .cfg = cfg, .op = op, .o = o, .nr = op->world - 1 };
 	struct one_of one[PROCS_MAX];
 	pthread_t thread[PROCS_MAX];
 	int err = 0;
 
+	(void)rank;
 	pthread_barrier_init(&c.joined, NULL, (unsigned)c.nr + 1);
 	pthread_barrier_init(&c.served, NULL, (unsigned)c.nr + 1);
 	for (int r = 0; r < c.nr; r++) {
@@ -185,53 +205,81 @@ static int free_port(void)
 	return port;
 }
 
+/* A process of the group: one worker, or several. */
+struct process {
+	int rank; /* its first one */
+	int (*run)(const struct pf_config *cfg, const struct pf_op *op,
+		   const struct rref_options *o, int rank);
+	pid_t pid;
+};
+
+/* Lists the processes of an operation; the last is the measuring worker's. Returns their number. */
+static int processes_of(const struct pf_config *cfg, const struct pf_op *op, struct process *p)
+{
+	bool spins = op->world > 2 && pf_mode(cfg, op) == RREF_PROGRESS_MANUAL;
+	bool together = spins && processors() < op->world;
+	int nr = 0;
+
+	if (together) {
+		p[nr++] = (struct process){ .run = crowd_process };
+	} else if (op->visitors) {
+		p[nr++] = (struct process){ .run = worker };
+		p[nr++] = (struct process){ .rank = 1, .run = pf_visitors };
+	} else {
+		for (int r = 0; r < op->world - 1; r++)
+			p[nr++] = (struct process){ .rank = r, .run = worker };
+	}
+	p[nr++] = (struct process){ .rank = op->world - 1, .run = worker };
+	return nr;
+}
+
+/* Waits for all. When one fails it ends the rest, which would wait for it until their time-outs. */
+static int wait_for_all(struct process *p, int nr)
+{
+	int failed = 0, status;
+	pid_t got;
+
+	while ((got = waitpid(-1, &status, 0)) > 0) {
+		bool good = WIFEXITED(status) && !WEXITSTATUS(status);
+
+		for (int i = 0; i < nr; i++) {
+			if (p[i].pid == got)
+				p[i].pid = -1;
+			else if (!good && !failed && p[i].pid > 0)
+				kill(p[i].pid, SIGKILL);
+		}
+		failed |= !good;
+	}
+	return failed;
+}
+
 static int forked(const struct pf_config *cfg, const struct pf_op *op, struct rref_options *o)
 {
-	pid_t pid[PROCS_MAX];
+	struct process p[PROCS_MAX];
+	int nr = processes_of(cfg, op, p), failed = 0;
 	char place[64];
-	int failed = 0, left = 0;
-	bool together = op->world > 2 && pf_mode(cfg, op) == RREF_PROGRESS_MANUAL &&
-		processors() < op->world;
 
+	if (op->visitors && pf_visits_prepare(op))
+		return 1;
 	snprintf(place, sizeof(place), "127.0.0.1:%d", free_port());
 	o->world_size = op->world;
 	o->rendezvous = place;
 	fflush(NULL);
-	for (int r = 0; r < op->world; r++) {
-		pid[r] = -1;
-		if (together && r > 0 && r < op->world - 1)
-			continue;
-		pid[r] = fork();
-		if (pid[r] == 0) {
+	for (int i = 0; i < nr; i++) {
+		p[i].pid = fork();
+		if (p[i].pid == 0) {
 			prctl(PR_SET_PDEATHSIG, SIGKILL);
-			int err = together && r == 0 ? crowd(cfg, op, o) : worker(cfg, op, o, r);
+			int err = p[i].run(cfg, op, o, p[i].rank);
 
 			fflush(NULL);
 			_exit(err != 0);
 		}
-		if (pid[r] < 0) {
+		if (p[i].pid < 0) {
 			fprintf(stderr, "rref-perf: fork: %s\n", strerror(errno));
 			failed = 1;
-		} else {
-			left++;
 		}
 	}
-	while (left) {
-		int status;
-		pid_t got = waitpid(-1, &status, 0);
-
-		if (got < 0)
-			break;
-		left--;
-		if (!WIFEXITED(status) || WEXITSTATUS(status)) {
-			/* The others would wait for it until their time-outs. */
-			for (int r = 0; r < op->world && !failed; r++)
-				if (pid[r] > 0 && pid[r] != got)
-					kill(pid[r], SIGKILL);
-			failed = 1;
-		}
-	}
-	return failed;
+	return failed | wait_for_all(p, nr);
 }
 
 int pf_group(const struct pf_config *cfg, const struct pf_op *op)
@@ -248,6 +296,10 @@ int pf_group(const struct pf_config *cfg, const struct pf_op *op)
 	o.device = cfg->device;
 	if (!cfg->launched)
 		return forked(cfg, op, &o);
+	if (op->visitors) {
+		fprintf(stderr, "rref-perf: %s runs on one host alone\n", op->name);
+		return 1;
+	}
 	if (o.world_size != op->world) {
 		fprintf(stderr, "rref-perf: %s takes %d workers, RREF_WORLD_SIZE says %d\n",
 			op->name, op->world, o.world_size);

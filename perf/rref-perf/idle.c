@@ -7,7 +7,6 @@
 #include <sys/eventfd.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "base/util.h"
@@ -21,14 +20,6 @@ static int compare(const void *a, const void *b)
 	double x = *(const double *)a, y = *(const double *)b;
 
 	return (x > y) - (x < y);
-}
-
-static double cpu_s(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &ts);
-	return (double)ts.tv_sec + (double)ts.tv_nsec * 1e-9;
 }
 
 /* The minimum of a call after a rest: a descriptor wakes another process, which wakes this one. */
@@ -89,12 +80,12 @@ int pf_idle(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_o
 
 	pf_row_init(&row, op->name, pf_reached_by(ctx, 0), 0);
 	usleep(200000);
-	before = cpu_s();
+	before = (double)pf_cpu_ns();
 	start = now_ns();
 	while (now_ns() - start < (int64_t)(cfg->seconds * 1e9))
 		/* this thread sleeps: the library rests */
 		usleep((useconds_t)min_of(cfg->seconds * 1e6, 1e6));
-	row.cpu_share = (cpu_s() - before) / ((double)(now_ns() - start) * 1e-9);
+	row.cpu_share = ((double)pf_cpu_ns() - before) / (double)(now_ns() - start);
 	if (!err)
 		err = bare_open(&b);
 	if (err)
@@ -115,13 +106,10 @@ int pf_idle(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_o
 	bare_close(&b);
 	qsort(first, CALLS, sizeof(*first), compare);
 	qsort(bare, CALLS, sizeof(*bare), compare);
-	qsort(ratio, CALLS, sizeof(*ratio), compare);
 	row.raw = "eventfd";
 	row.raw_p50 = bare[CALLS / 2];
 	row.raw_p99 = row.raw_p999 = bare[CALLS - 1];
-	row.ratio = ratio[CALLS / 2];
-	row.ratio_low = ratio[0];
-	row.ratio_high = ratio[CALLS - 1];
+	row.ratio = pf_ratio(ratio, CALLS);
 	row.iters = CALLS;
 	row.rounds = CALLS;
 	row.group = 1;

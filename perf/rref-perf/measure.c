@@ -16,12 +16,12 @@
 #include "pf.h"
 
 #define GROUP_NS 2000
-#define STRETCH_NS 2000000   /* length of one side's turn */
+#define STRETCH_NS 2000000 /* length of one side's turn */
 #define SAMPLES_MAX 1000000u /* samples of one side, all rounds */
 
 struct samples {
 	double *v;
-	size_t nr, first;        /* first: of this round */
+	size_t nr, first; /* first: of this round */
 	double sum;
 };
 
@@ -46,12 +46,19 @@ static double median_of(double *v, size_t nr)
 	return percentile(v, nr, 0.5);
 }
 
-static int64_t cpu_ns(void)
+int64_t pf_cpu_ns(void)
 {
 	struct timespec ts;
 
 	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &ts);
 	return ts.tv_sec * NSEC_PER_SEC + ts.tv_nsec;
+}
+
+struct pf_ratio pf_ratio(double *ratios, unsigned nr)
+{
+	double median = median_of(ratios, nr);
+
+	return (struct pf_ratio){ median, ratios[0], ratios[nr - 1] };
 }
 
 /* Warms up, and finds the number of runs that fills GROUP_NS; *took = ns per run, about. The first
@@ -145,14 +152,14 @@ int pf_measure(const struct pf_config *cfg, struct rref_ctx *ctx, struct pf_side
 		do {
 			for (unsigned k = 0; k < nr_sides && !err; k++) {
 				double many = STRETCH_NS / (took[k] * group[k]);
-				int64_t c = cpu_ns();
+				int64_t c = pf_cpu_ns();
 
 				if (k == 0)
 					counters(ctx, &before);
 				err = stretch(side[k], &s[k], group[k],
 					      many < 2 ? 2 : (unsigned)many, most);
 				if (k == 0) {
-					cpu += cpu_ns() - c;
+					cpu += pf_cpu_ns() - c;
 					counters(ctx, &after);
 					reads += (double)(after.reads - before.reads);
 					doorbells += (double)(after.doorbells - before.doorbells);
@@ -187,9 +194,7 @@ int pf_measure(const struct pf_config *cfg, struct rref_ctx *ctx, struct pf_side
 		row->raw_p50 = percentile(s[1].v, s[1].nr, 0.5);
 		row->raw_p99 = percentile(s[1].v, s[1].nr, 0.99);
 		row->raw_p999 = percentile(s[1].v, s[1].nr, 0.999);
-		row->ratio = median_of(ratios, cfg->rounds);
-		row->ratio_low = ratios[0];
-		row->ratio_high = ratios[cfg->rounds - 1];
+		row->ratio = pf_ratio(ratios, cfg->rounds);
 	}
 out:
 	free(scratch);

@@ -2,6 +2,7 @@
 /* The results: a table for people, JSON lines for programs, a plot by gnuplot. */
 #include <errno.h>
 #include <json-c/json.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,6 +11,8 @@
 #include "base/util.h"
 #include "pf.h"
 
+static const struct pf_ratio left_out = { -1, -1, -1 };
+
 void pf_row_init(struct pf_row *row, const char *op, const char *device, size_t bytes)
 {
 	*row = (struct pf_row){ .op = op,
@@ -17,9 +20,15 @@ void pf_row_init(struct pf_row *row, const char *op, const char *device, size_t 
 				.raw_p50 = -1,
 				.raw_p99 = -1,
 				.raw_p999 = -1,
-				.ratio = -1,
-				.ratio_low = -1,
-				.ratio_high = -1,
+				.ratio = left_out,
+				.of_p99 = left_out,
+				.of_p999 = left_out,
+				.of_one = left_out,
+				.of_two = left_out,
+				.raw_of_one = left_out,
+				.frees = -1,
+				.calls = -1,
+				.sessions = -1,
 				.bandwidth = -1,
 				.raw_bandwidth = -1,
 				.raw_rate = -1,
@@ -59,15 +68,38 @@ static const char *quantity(double v, const char *unit, char buf[16])
 	return buf;
 }
 
+static void say_ratio(const char *what, const struct pf_ratio *r, const char *of)
+{
+	if (r->median >= 0)
+		printf("          %s: %.2f (%.2f-%.2f) of %s\n", what, r->median, r->low, r->high,
+		       of);
+}
+
+/* Tells the figures that only some operations have. */
+static void more(const struct pf_row *r)
+{
+	say_ratio("p99", &r->of_p99, "the raw p99");
+	say_ratio("p99.9", &r->of_p999, "the raw p99.9");
+	if (r->frees >= 0)
+		printf("          meanwhile %.0f values freed, %.0f calls, %.0f sessions ended\n",
+		       r->frees, r->calls, r->sessions);
+	if (!r->threads)
+		return;
+	printf("          %u threads, %s\n", r->threads, r->way);
+	say_ratio("rate", &r->of_one, "that of one thread");
+	say_ratio("rate", &r->of_two, "that of two threads");
+	say_ratio("raw rate", &r->raw_of_one, "that of one thread");
+}
+
 static void table(const struct pf_row *r)
 {
 	char a[9][16], size[16], ratio[40] = "-";
 
-	if (r->ratio >= 0)
-		snprintf(ratio, sizeof(ratio), "%.2f (%.2f-%.2f)", r->ratio, r->ratio_low,
-			 r->ratio_high);
+	if (r->ratio.median >= 0)
+		snprintf(ratio, sizeof(ratio), "%.2f (%.2f-%.2f)", r->ratio.median, r->ratio.low,
+			 r->ratio.high);
 	snprintf(size, sizeof(size), "%zu", r->bytes);
-	printf("%-7s %-5s %9s %10s %10s %10s %10s %-10s %-18s %10s %10s %9s\n", r->op, r->device,
+	printf("%-9s %-5s %9s %10s %10s %10s %10s %-10s %-18s %10s %10s %9s\n", r->op, r->device,
 	       size, duration(r->p50, a[0]), duration(r->p99, a[1]), duration(r->p999, a[2]),
 	       duration(r->raw_p50, a[3]), r->raw_p50 < 0 ? "-" : r->raw, ratio,
 	       quantity(r->bandwidth, "B/s", a[4]), quantity(r->rate, "/s", a[5]),
@@ -79,6 +111,7 @@ static void table(const struct pf_row *r)
 		printf("        %.3f %% of a core while idle\n", r->cpu_share * 100);
 	if (r->registrations >= 0)
 		printf("        %.0f registrations meanwhile\n", r->registrations);
+	more(r);
 	fflush(stdout);
 }
 
@@ -125,7 +158,7 @@ int pf_out_begin(const struct pf_config *cfg)
 	if (!cfg->json)
 		legend();
 	if (!cfg->json)
-		printf("%-7s %-5s %9s %10s %10s %10s %10s %-10s %-18s %10s %10s %9s\n", "op",
+		printf("%-9s %-5s %9s %10s %10s %10s %10s %-10s %-18s %10s %10s %9s\n", "op",
 		       "over", "bytes", "p50", "p99", "p99.9", "raw p50", "raw", "p50 / raw",
 		       "bandwidth", "rate", "cpu/op");
 	fflush(stdout);
@@ -138,10 +171,22 @@ static void number(json_object *o, const char *key, double v)
 {
 	char text[40];
 
-	if (v < 0)
+	/* A reader of JSON knows no "inf". */
+	if (!(v >= 0 && isfinite(v)))
 		return;
 	snprintf(text, sizeof(text), "%.10g", v);
 	json_object_object_add(o, key, json_object_new_double_s(v, text));
+}
+
+static void ratios(json_object *o, const char *key, const struct pf_ratio *r)
+{
+	char text[40];
+
+	number(o, key, r->median);
+	snprintf(text, sizeof(text), "%s_low", key);
+	number(o, text, r->low);
+	snprintf(text, sizeof(text), "%s_high", key);
+	number(o, text, r->high);
 }
 
 static json_object *object(const struct pf_row *r)
@@ -162,9 +207,9 @@ static json_object *object(const struct pf_row *r)
 	number(o, "raw_p50_ns", r->raw_p50);
 	number(o, "raw_p99_ns", r->raw_p99);
 	number(o, "raw_p999_ns", r->raw_p999);
-	number(o, "ratio_p50", r->ratio);
-	number(o, "ratio_p50_low", r->ratio_low);
-	number(o, "ratio_p50_high", r->ratio_high);
+	ratios(o, "ratio_p50", &r->ratio);
+	ratios(o, "ratio_p99", &r->of_p99);
+	ratios(o, "ratio_p999", &r->of_p999);
 	number(o, "cpu_ns_per_op", r->cpu);
 	number(o, "bytes_per_s", r->bandwidth);
 	number(o, "raw_bytes_per_s", r->raw_bandwidth);
@@ -176,6 +221,16 @@ static json_object *object(const struct pf_row *r)
 	number(o, "live", r->live);
 	number(o, "bytes_per_reference", r->bytes_each);
 	number(o, "cpu_share", r->cpu_share);
+	number(o, "frees", r->frees);
+	number(o, "calls", r->calls);
+	number(o, "sessions", r->sessions);
+	number(o, "window", r->window ? r->window : -1.0);
+	if (r->way)
+		json_object_object_add(o, "way", json_object_new_string(r->way));
+	number(o, "threads", r->threads ? r->threads : -1.0);
+	ratios(o, "of_one_thread", &r->of_one);
+	ratios(o, "of_two_threads", &r->of_two);
+	ratios(o, "raw_of_one_thread", &r->raw_of_one);
 	return o;
 }
 

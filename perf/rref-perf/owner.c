@@ -86,6 +86,9 @@ const struct rref_function pf_functions[] = {
 	{ .name = "perf.raw_shm", .handler = pf_raw_serve_shm },
 	{ .name = "perf.raw_ibv", .handler = pf_raw_serve_ibv },
 	{ .name = "perf.pingpong", .handler = pf_raw_serve_pingpong, .flags = RREF_INLINE },
+	{ .name = "perf.count", .handler = pf_serve_count, .flags = RREF_INLINE },
+	{ .name = "perf.calls", .handler = pf_serve_calls },
+	{ .name = "perf.quiet", .handler = pf_serve_quiet, .flags = RREF_INLINE },
 	{ .name = "perf.stop", .handler = end, .flags = RREF_INLINE },
 };
 const size_t pf_nr_functions = array_size(pf_functions);

@@ -44,8 +44,10 @@ struct segment {
 
 struct pf_raw {
 	size_t bytes, head;
-	struct segment *segment;     /* shm */
-	void *to;
+	struct segment *segment; /* shm */
+	char *to; /* nr_to buffers, step bytes apart */
+	unsigned nr_to;
+	size_t step;
 	struct rv_raw *ibv;
 };
 
@@ -66,7 +68,7 @@ static struct {
 	struct segment *at;
 	size_t bytes;
 	int fd;
-	struct rv_raw *ibv;
+	struct rv_raw *ibv[PF_THREADS_MAX];
 } own = { .fd = -1 };
 
 struct shm_end {
@@ -123,7 +125,7 @@ int pf_raw_serve_pingpong(struct rref_call *call, void *arg)
 
 struct ibv_ask {
 	uint64_t bytes;
-	int32_t port, gid_index;
+	int32_t port, gid_index, slot;
 	char device[64];
 	uint8_t end[RV_RAW_END_BYTES];
 };
@@ -137,20 +139,42 @@ int pf_raw_serve_ibv(struct rref_call *call, void *arg)
 	if (rref_call_length(call) != sizeof(ask))
 		return -EINVAL;
 	memcpy(&ask, rref_call_data(call), sizeof(ask));
+	if (ask.slot < 0 || ask.slot >= PF_THREADS_MAX)
+		return -EINVAL;
+	struct rv_raw **ibv = &own.ibv[ask.slot];
+
 	ask.device[sizeof(ask.device) - 1] = 0;
-	rv_raw_close(own.ibv);
-	own.ibv = NULL;
-	err = rv_raw_open(ask.device, ask.port, ask.gid_index, 0, ask.bytes, &own.ibv);
+	rv_raw_close(*ibv);
+	*ibv = NULL;
+	err = rv_raw_open(ask.device, ask.port, ask.gid_index, 0, ask.bytes, ibv);
 	if (!err)
-		err = rv_raw_connect(own.ibv, ask.end);
+		err = rv_raw_connect(*ibv, ask.end);
 	if (err)
 		return rref_call_error(call, err, "%s", rv_raw_error());
-	rv_raw_end(own.ibv, ask.end);
+	rv_raw_end(*ibv, ask.end);
 	return rref_call_reply(call,
 			       &(struct rref_args){ .data = ask.end, .length = sizeof(ask.end) });
 }
 
 /* ---- the measuring worker ---- */
+
+/* Makes so many buffers to copy into. */
+static int buffers(struct pf_raw *raw, unsigned nr)
+{
+	size_t all;
+
+	if (nr <= raw->nr_to)
+		return 0;
+	free(raw->to);
+	raw->nr_to = nr;
+	raw->step = (raw->bytes + LINE - 1) / LINE * LINE;
+	all = (raw->step * nr + 4095) / 4096 * 4096;
+	raw->to = aligned_alloc(4096, all);
+	if (!raw->to)
+		return pf_say(-ENOMEM, "buffers of the raw side");
+	memset(raw->to, 1, all);
+	return 0;
+}
 
 static int open_shm(struct rref_ctx *ctx, struct pf_raw *raw)
 {
@@ -167,11 +191,7 @@ static int open_shm(struct rref_ctx *ctx, struct pf_raw *raw)
 		return pf_say(-errno, path);
 	raw->segment = map(fd, raw->bytes, PROT_READ | PROT_WRITE);
 	close(fd);
-	raw->to = aligned_alloc(4096, (raw->bytes + 4095) / 4096 * 4096 + 4096);
-	if (!raw->segment || !raw->to)
-		return pf_say(-ENOMEM, "a raw segment");
-	memset(raw->to, 1, raw->bytes);
-	return 0;
+	return raw->segment ? buffers(raw, 1) : pf_say(-ENOMEM, "a raw segment");
 }
 
 /* Parses "ibv[:device[:port[:gid-index]]]". */
@@ -192,9 +212,10 @@ static void parse_device(const char *text, struct ibv_ask *ask)
 		ask->gid_index = atoi(part);
 }
 
-static int open_ibv(const struct pf_config *cfg, struct rref_ctx *ctx, struct pf_raw *raw)
+static int open_ibv(const struct pf_config *cfg, struct rref_ctx *ctx, unsigned slot,
+		    struct pf_raw *raw)
 {
-	struct ibv_ask ask = { .bytes = raw->bytes + raw->head };
+	struct ibv_ask ask = { .bytes = raw->bytes + raw->head, .slot = (int32_t)slot };
 	uint8_t end[RV_RAW_END_BYTES];
 	int err;
 
@@ -210,7 +231,7 @@ static int open_ibv(const struct pf_config *cfg, struct rref_ctx *ctx, struct pf
 	return err ? pf_say(err, rv_raw_error()) : 0;
 }
 
-int pf_raw_open(const struct pf_config *cfg, struct rref_ctx *ctx, size_t bytes,
+int pf_raw_open(const struct pf_config *cfg, struct rref_ctx *ctx, size_t bytes, unsigned slot,
 		struct pf_raw **out)
 {
 	struct pf_raw *raw = calloc(1, sizeof(*raw));
@@ -220,7 +241,7 @@ int pf_raw_open(const struct pf_config *cfg, struct rref_ctx *ctx, size_t bytes,
 	raw->bytes = bytes;
 	raw->head = cfg->headed ? HEADER : 0;
 	int err = strcmp(pf_reached_by(ctx, 0), "shm") == 0 ? open_shm(ctx, raw)
-							    : open_ibv(cfg, ctx, raw);
+							    : open_ibv(cfg, ctx, slot, raw);
 
 	if (err) {
 		pf_raw_close(raw);
@@ -230,6 +251,19 @@ int pf_raw_open(const struct pf_config *cfg, struct rref_ctx *ctx, size_t bytes,
 	return 0;
 }
 
+/* Copies n times, into the first nr buffers in turn. */
+static void copies(struct pf_raw *raw, unsigned n, unsigned nr)
+{
+	for (unsigned i = 0; n--; i = i + 1 < nr ? i + 1 : 0) {
+		char *to = raw->to + i * raw->step;
+
+		memcpy(to, (char *)raw->segment + HEAD, raw->bytes);
+		/* Each copy is made: the compiler must not see that the
+		 * next one writes the same bytes. */
+		__asm__ volatile("" : : "r"(to) : "memory");
+	}
+}
+
 int pf_raw_read(struct pf_raw *raw, unsigned n)
 {
 	if (raw->ibv) {
@@ -237,19 +271,19 @@ int pf_raw_read(struct pf_raw *raw, unsigned n)
 
 		return err ? pf_say(err, rv_raw_error()) : 0;
 	}
-	while (n--) {
-		memcpy(raw->to, (char *)raw->segment + HEAD, raw->bytes);
-		/* Each copy is made: the compiler must not see that the
-		 * next one writes the same bytes. */
-		__asm__ volatile("" : : "r"(raw->to) : "memory");
-	}
+	copies(raw, n, 1);
 	return 0;
 }
 
 int pf_raw_stream(struct pf_raw *raw, unsigned n, unsigned window)
 {
-	if (!raw->ibv)
-		return pf_raw_read(raw, n);
+	if (!raw->ibv) {
+		int err = buffers(raw, window);
+
+		if (!err)
+			copies(raw, n, window);
+		return err;
+	}
 	int err = rv_raw_stream(raw->ibv, raw->bytes, n, window);
 
 	return err ? pf_say(err, rv_raw_error()) : 0;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* lat, bw, rate, batch: reads, beside the raw reads. */
+/* lat, bw, rate, async, view, batch: reads, beside the raw reads. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,25 +11,11 @@
 /* windows in one run of a flow: filling and draining are to count little */
 #define FILLS 4
 
-struct reader {
-	struct rref_ctx *ctx;
-	struct rref *ref;
-	unsigned window;
-	struct rref_future **f;      /* a window of futures */
-	struct pf_raw *raw;
-	struct rref **refs;          /* batch */
-	struct rref_view **views;
-	int *status;
-	unsigned nr;
-};
-
-static int one_by_one(void *arg, unsigned n)
+int pf_reads(struct rref *ref, unsigned n)
 {
-	struct reader *r = arg;
-
 	while (n--) {
 		struct rref_view *v;
-		int err = rref_to_here(r->ref, RREF_DEFAULT, &v);
+		int err = rref_to_here(ref, RREF_DEFAULT, &v);
 
 		if (err)
 			return pf_say(err, "rref_to_here");
@@ -38,7 +24,12 @@ static int one_by_one(void *arg, unsigned n)
 	return 0;
 }
 
-static int take(struct rref_future *f)
+static int each_in_turn(void *arg, unsigned n)
+{
+	return pf_reads(((struct pf_reader *)arg)->ref, n);
+}
+
+int pf_take(struct rref_future *f)
 {
 	struct rref_view *v;
 	int err = rref_future_wait(f, RREF_DEFAULT);
@@ -53,7 +44,7 @@ static int take(struct rref_future *f)
 }
 
 /* Keeps window reads in flight: it waits for the oldest before it starts the next. */
-static int in_flight(struct reader *r, unsigned n)
+int pf_in_flight(struct pf_reader *r, unsigned n)
 {
 	unsigned started = 0, taken = 0;
 	int err = 0;
@@ -66,54 +57,49 @@ static int in_flight(struct reader *r, unsigned n)
 			else
 				started++;
 		} else {
-			err = take(r->f[taken % r->window]);
+			err = pf_take(r->f[taken % r->window]);
 			taken++;
 		}
 	}
 	while (taken < started)
-		take(r->f[taken++ % r->window]);
+		pf_take(r->f[taken++ % r->window]);
 	return err;
 }
 
 static int raw_one_by_one(void *arg, unsigned n)
 {
-	return pf_raw_read(((struct reader *)arg)->raw, n);
+	return pf_raw_read(((struct pf_reader *)arg)->raw, n);
 }
 
-static int reader_open(const struct pf_config *cfg, struct rref_ctx *ctx, size_t bytes,
-		       struct reader *r)
+int pf_reader_open(const struct pf_config *cfg, struct rref_ctx *ctx, size_t bytes, unsigned slot,
+		   struct pf_reader *r)
 {
-	*r = (struct reader){ .ctx = ctx, .window = cfg->window };
+	*r = (struct pf_reader){ .ctx = ctx, .window = cfg->window };
 	r->f = calloc(cfg->window, sizeof(*r->f));
 	if (!r->f)
 		return pf_say(-ENOMEM, "futures");
 	int err = pf_value(ctx, bytes, &r->ref);
 
-	return err ? err : pf_raw_open(cfg, ctx, bytes, &r->raw);
+	return err ? err : pf_raw_open(cfg, ctx, bytes, slot, &r->raw);
 }
 
-static void reader_close(struct reader *r)
+void pf_reader_close(struct pf_reader *r)
 {
 	pf_raw_close(r->raw);
 	rref_release(r->ref);
-	for (unsigned i = 0; i < r->nr; i++)
-		rref_release(r->refs[i]);
-	free(r->refs);
-	free(r->views);
-	free(r->status);
 	free(r->f);
 }
 
 static int flow_runs(void *arg, unsigned n)
 {
-	struct reader *r = arg;
+	struct pf_reader *r = arg;
 
-	return in_flight(r, n * r->window * FILLS);
+	return pf_in_flight(r, n * r->window * FILLS);
 }
 
 static int raw_flow_runs(void *arg, unsigned n)
 {
-	struct reader *r = arg;
+	struct pf_reader *r = arg;
 
 	return pf_raw_stream(r->raw, n * r->window * FILLS, r->window);
 }
@@ -125,23 +111,24 @@ static int sweep(const struct pf_config *cfg, struct rref_ctx *ctx, const struct
 	size_t bytes;
 
 	for (unsigned i = 0; !err && (bytes = pf_size(cfg, op, i)); i++) {
-		struct reader r;
+		struct pf_reader r;
 		struct pf_row row;
 
-		err = reader_open(cfg, ctx, bytes, &r);
+		err = pf_reader_open(cfg, ctx, bytes, 0, &r);
 		if (!err) {
-			struct pf_side lib = { flow ? flow_runs : one_by_one, &r,
+			struct pf_side lib = { flow ? flow_runs : each_in_turn, &r,
 					       flow ? r.window * FILLS : 1 };
 			struct pf_side raw = { flow ? raw_flow_runs : raw_one_by_one, &r,
 					       flow ? r.window * FILLS : 1 };
 
 			pf_row_init(&row, op->name, pf_reached_by(ctx, 0), bytes);
 			row.raw = pf_raw_name(r.raw);
+			row.window = flow ? r.window : 0;
 			err = pf_measure(cfg, ctx, &lib, &raw, &row);
 		}
 		if (!err)
 			pf_out(cfg, &row);
-		reader_close(&r);
+		pf_reader_close(&r);
 	}
 	return err;
 }
@@ -156,9 +143,94 @@ int pf_flow(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_o
 	return sweep(cfg, ctx, op, true);
 }
 
+/* Reads by a future, and waits for it at once. */
+static int async_one_by_one(void *arg, unsigned n)
+{
+	struct pf_reader *r = arg;
+
+	while (n--) {
+		int err = rref_to_here_async(r->ref, RREF_DEFAULT, r->f);
+
+		if (err)
+			return pf_say(err, "rref_to_here_async");
+		err = pf_take(r->f[0]);
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
+int pf_async(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_op *op)
+{
+	int err = 0;
+	size_t bytes;
+
+	for (unsigned i = 0; !err && (bytes = pf_size(cfg, op, i)); i++) {
+		struct pf_reader r = { .ctx = ctx, .f = calloc(1, sizeof(*r.f)) };
+		struct pf_side lib = { async_one_by_one, &r, 1 }, raw = { each_in_turn, &r, 1 };
+		struct pf_row row;
+
+		pf_row_init(&row, op->name, pf_reached_by(ctx, 0), bytes);
+		row.raw = "to_here";
+		err = r.f ? pf_value(ctx, bytes, &r.ref) : pf_say(-ENOMEM, "a future");
+		if (!err)
+			err = pf_measure(cfg, ctx, &lib, &raw, &row);
+		if (!err)
+			pf_out(cfg, &row);
+		pf_reader_close(&r);
+	}
+	return err;
+}
+
+static int plainly(void *arg, unsigned n)
+{
+	return pf_reads(arg, n);
+}
+
+/* Views large values, beside reads of 8 bytes. */
+int pf_view(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_op *op)
+{
+	struct rref *small = NULL;
+	int err = pf_value(ctx, 8, &small);
+	size_t bytes;
+
+	for (unsigned i = 0; !err && (bytes = pf_size(cfg, op, i)); i++) {
+		struct rref *large = NULL;
+		struct pf_row row;
+
+		err = pf_value(ctx, bytes, &large);
+		pf_row_init(&row, op->name, pf_reached_by(ctx, 0), bytes);
+		row.raw = "8 bytes";
+		if (!err)
+			err = pf_measure(cfg, ctx, &(struct pf_side){ plainly, large, 1 },
+					 &(struct pf_side){ plainly, small, 1 }, &row);
+		if (!err)
+			pf_out(cfg, &row);
+		rref_release(large);
+	}
+	rref_release(small);
+	return err;
+}
+
+struct batch {
+	struct rref **refs;
+	struct rref_view **views;
+	int *status;
+	unsigned nr;
+};
+
+static void batch_close(struct batch *r)
+{
+	for (unsigned i = 0; i < r->nr; i++)
+		rref_release(r->refs[i]);
+	free(r->refs);
+	free(r->views);
+	free(r->status);
+}
+
 static int as_batch(void *arg, unsigned n)
 {
-	struct reader *r = arg;
+	struct batch *r = arg;
 
 	while (n--) {
 		int good = rref_to_here_batch(r->refs, r->nr, RREF_DEFAULT, r->views, r->status);
@@ -173,16 +245,14 @@ static int as_batch(void *arg, unsigned n)
 
 static int each_alone(void *arg, unsigned n)
 {
-	struct reader *r = arg;
+	struct batch *r = arg;
 
 	while (n--)
 		for (unsigned i = 0; i < r->nr; i++) {
-			struct rref_view *v;
-			int err = rref_to_here(r->refs[i], RREF_DEFAULT, &v);
+			int err = pf_reads(r->refs[i], 1);
 
 			if (err)
-				return pf_say(err, "rref_to_here");
-			rref_view_free(v);
+				return err;
 		}
 	return 0;
 }
@@ -194,7 +264,7 @@ int pf_batch(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_
 	size_t bytes;
 
 	for (unsigned i = 0; !err && (bytes = pf_size(cfg, op, i)); i++) {
-		struct reader r = { .ctx = ctx };
+		struct batch r = { 0 };
 		struct pf_row row;
 
 		r.refs = calloc(cfg->batch, sizeof(*r.refs));
@@ -215,7 +285,7 @@ int pf_batch(const struct pf_config *cfg, struct rref_ctx *ctx, const struct pf_
 		}
 		if (!err)
 			pf_out(cfg, &row);
-		reader_close(&r);
+		batch_close(&r);
 	}
 	return err;
 }

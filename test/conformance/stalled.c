@@ -19,16 +19,10 @@ static int64_t stall_ns(void)
 static struct rref_ctx *join(int rank)
 {
 	struct rref_options o;
-	struct rref_ctx *ctx;
 
 	tg_options(&o, rank);
-	o.functions = tg_functions;
-	o.nr_functions = tg_nr_functions;
 	o.stall_timeout = stall_ns();
-	TG_OK(rref_init(&o, &ctx));
-	tg_add_refs(ctx);
-	tg_meet_serving(ctx, 15);
-	return ctx;
+	return tg_join_by(&o);
 }
 
 static void lend(struct rref_ctx *ctx)

@@ -11,6 +11,7 @@
 #include <stdatomic.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 
@@ -33,6 +34,29 @@ int64_t tg_slow(void)
 	const char *s = getenv("RREF_TEST_SLOW");
 
 	return s && atoi(s) > 1 ? atoi(s) : 1;
+}
+
+long tg_sleeps(void)
+{
+	struct rusage u;
+
+	TG_IS(getrusage(RUSAGE_THREAD, &u), 0);
+	return u.ru_nvcsw;
+}
+
+bool tg_is_asleep(pid_t thread)
+{
+	char path[100], line[512] = "";
+	const char *state;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/self/task/%d/stat", (int)thread);
+	f = fopen(path, "r");
+	TG_CHECK(f);
+	TG_CHECK(fgets(line, sizeof(line), f));
+	fclose(f);
+	state = strrchr(line, ')');
+	return state && strncmp(state, ") S", 3) == 0;
 }
 
 void tg_pause(void)

@@ -70,6 +70,10 @@ void tg_wait_flag(int i, int value);
 const char *tg_device(void);
 bool tg_is_shm(void);
 int64_t tg_slow(void);     /* RREF_TEST_SLOW, or 1 */
+/* Returns how often the calling thread has slept so far: its voluntary context switches. */
+long tg_sleeps(void);
+/* Returns whether a thread of this process sleeps. */
+bool tg_is_asleep(pid_t thread);
 /* Sleeps between two looks at an awaited thing, for longer on emulated
  * hardware, which has no time to spare. */
 void tg_pause(void);

@@ -4,6 +4,9 @@
 #include <dirent.h>
 #include <signal.h>
 
+#include "core/ctx.h"
+#include "verbs/ibv/ibv.h"
+
 _Noreturn void tg_die(void)
 {
 	kill(getpid(), SIGKILL);
@@ -21,7 +24,8 @@ void tg_leave(struct rref_ctx *ctx)
 {
 	int err = rref_shutdown(ctx, RREF_SHUTDOWN_GRACEFUL, TG_LONG_NS);
 
-	TG_CHECK(err == 0 || err == -EOWNERDEAD);
+	if (err != -EOWNERDEAD)
+		TG_OK(err);
 	rref_free_ctx(ctx);
 }
 
@@ -73,4 +77,37 @@ void tg_stop_worker(int rank)
 void tg_continue_worker(int rank)
 {
 	TG_IS(kill(tg_current->shared->pid[rank], SIGCONT), 0);
+}
+
+bool tg_refuse_a_read(struct rref_ctx *ctx, int rank)
+{
+	struct rc_peer *p = &ctx->peers[rank];
+	void *base;
+	const struct rc_region *region = ra_lookup(ctx->value.landing, ctx->session.probe_landing,
+						   &base);
+	struct rv_read r = { .cookie = RC_PROBE_COOKIE,
+			     .addr = 64,
+			     .rkey = 0x5a5a5a,
+			     .nr_sge = 1,
+			     .sge[0] = { ctx->session.probe_landing, 8,
+					 region->mr[p->kind].lkey } };
+
+	if (!at_load(&p->conn) || p->ops->post_reads(p->link, &r, 1) != 1)
+		return false;
+	if (p->kind == RV_IBV)
+		at_add(&ctx->sleep.reads_in_flight, 1);
+	return true;
+}
+
+bool tg_break_link(struct rref_ctx *ctx, int rank)
+{
+	struct rc_peer *p = &ctx->peers[rank];
+
+	if (p->kind == RV_SHM)
+		return tg_refuse_a_read(ctx, rank);
+	if (p->state != RC_PEER_UP || !p->link)
+		return false;
+	/* The CM's end takes long if the peer's process stands still. */
+	rvi_conn_down(p->link, -EIO, -1);
+	return true;
 }

@@ -32,5 +32,10 @@ bool tg_is_dead(struct rref_ctx *ctx, void *rank);
  * the signal alone is only a request. */
 void tg_stop_worker(int rank);
 void tg_continue_worker(int rank);
+/* Ends the connection of a session at its device. Over shm a READ is refused, if READs may go over
+ * it. Returns whether it did. [lock] */
+bool tg_break_link(struct rref_ctx *ctx, int rank);
+/* Ends its READs by a READ that is refused: over ibv messages go on. [lock] */
+bool tg_refuse_a_read(struct rref_ctx *ctx, int rank);
 
 #endif

@@ -305,6 +305,12 @@ void foe_take(struct foe *f, const struct rv_event *ev, int n)
 			case RV_EV_RECV:
 				on_recv(f, &ev[i]);
 				break;
+			case RV_EV_READS_UP:
+			case RV_EV_READS_DOWN:
+				f->reads_up = ev[i].type == RV_EV_READS_UP;
+				if (!f->reads_up)
+					f->ops->allow_reads(f->conn);
+				break;
 			case RV_EV_READ:
 				f->nr_read++;
 				f->read_status = ev[i].status;
@@ -321,10 +327,17 @@ void foe_take(struct foe *f, const struct rv_event *ev, int n)
 void foe_pump(struct foe *f)
 {
 	struct rv_event ev[16];
+	struct rv_read_end end[16];
+	bool more = false;
+	int reads = f->ops->reads(f->dev, end, 16, &more);
 	int n = f->ops->poll(f->dev, ev, 16, RV_POLL_SLOW);
 
+	reads = max_of(reads, 0);
+	f->nr_read += (unsigned)reads;
+	if (reads)
+		f->read_status = 0;
 	foe_take(f, ev, n);
-	if (!n)
+	if (!n && !reads)
 		tg_pause();
 }
 
@@ -332,7 +345,7 @@ void foe_hang_up(struct foe *f)
 {
 	f->ops->close_conn(f->conn);
 	f->conn = NULL;
-	f->connected = f->failed = f->ended = f->deaf = false;
+	f->connected = f->failed = f->ended = f->deaf = f->reads_up = false;
 	f->seq = f->got = 0;
 }
 

@@ -47,6 +47,7 @@ struct foe {
 	uint8_t proof[RC_MAC_BYTES];
 	uint64_t seq, got;                  /* messages sent, and received, in this session */
 	bool connected, failed, ended;
+	bool reads_up; /* ibv: READs may be posted */
 	int status;                         /* status of the failure or the end */
 	char reason[RV_REASON_MAX];
 

@@ -310,21 +310,27 @@ struct rref_ctx *tg_join_refs(int rank)
 	return ctx;
 }
 
+struct rref_ctx *tg_join_by(struct rref_options *o)
+{
+	struct rref_ctx *ctx;
+
+	o->functions = tg_functions;
+	o->nr_functions = tg_nr_functions;
+	TG_OK(rref_init(o, &ctx));
+	tg_add_refs(ctx);
+	tg_meet_serving(ctx, 15); /* all can serve before the first call */
+	return ctx;
+}
+
 struct rref_ctx *tg_join_under(int rank, const char *rules, int64_t timeout)
 {
 	struct rref_options o;
-	struct rref_ctx *ctx;
 
 	TG_IS(setenv("RREF_INJECT", rules, 1), 0);
 	tg_options(&o, rank);
-	o.functions = tg_functions;
-	o.nr_functions = tg_nr_functions;
 	if (timeout)
 		o.timeout = timeout;
-	TG_OK(rref_init(&o, &ctx));
-	tg_add_refs(ctx);
-	tg_meet_serving(ctx, 15);
-	return ctx;
+	return tg_join_by(&o);
 }
 
 struct rref *tg_ask(struct rref_ctx *ctx, int to, const char *function, struct tg_make m)

@@ -51,6 +51,8 @@ struct tg_said {
 void tg_add_refs(struct rref_ctx *ctx);
 /* Joins with these functions, too. Returns when all can serve (meeting point 15). */
 struct rref_ctx *tg_join_refs(int rank);
+/* Joins like that by a worker's own options, which tg_options began. Sets their functions. */
+struct rref_ctx *tg_join_by(struct rref_options *o);
 /* Joins with faults in this worker's messages (rules of core/session/inject.h), and a default
  * timeout (0 = the usual). */
 struct rref_ctx *tg_join_under(int rank, const char *rules, int64_t timeout);

@@ -101,7 +101,7 @@ struct tlv_conn *tlv_connect(struct tlv_node *n, const struct rv_addr *to, const
 
 void tlv_close_conn(struct tlv_conn *c)
 {
-	c->node->ops->close_conn(c->conn);
+	c->closes = c->node->ops->close_conn(c->conn);
 	c->conn = NULL;
 }
 
@@ -177,6 +177,60 @@ static void on_message(struct tlv_node *n, struct tlv_conn *c, const struct rv_e
 	}
 }
 
+static void on_read(struct tlv_node *n, uint64_t cookie, int status)
+{
+	if (cookie < TLV_MAX_READS) {
+		n->read_status[cookie] = status;
+		n->read_reports[cookie]++;
+	} else {
+		n->nr_unknown++;
+	}
+}
+
+static void on_closed(struct tlv_node *n, struct tlv_conn *c)
+{
+	n->nr_unknown += !c || !c->closes;
+	if (c)
+		c->closes = false;
+}
+
+/* Notes whether READs go over a connection. Has them come back. */
+static void on_reads(struct tlv_node *n, struct tlv_conn *c, bool up)
+{
+	c->reads_up = up;
+	c->nr_reads_up += up;
+	c->nr_reads_down += !up;
+	if (!up && n->allow)
+		/* -ENOTCONN: its DISCONNECTED is in the same batch */
+		(void)n->ops->allow_reads(c->conn);
+}
+
+static void note_text(struct tlv_conn *c, const struct rv_event *ev)
+{
+	c->text_len = ev->len;
+	if (ev->len)
+		memcpy(c->text, ev->data, min_of(ev->len, (uint32_t)sizeof(c->text)));
+}
+
+static void on_request(struct tlv_node *n, const struct rv_event *ev)
+{
+	struct tlv_conn *c;
+
+	if (n->policy == TLV_REJECT) {
+		n->ops->reject(ev->conn, n->answer, n->answer_len);
+		return;
+	}
+	c = new_conn(n);
+	c->conn = ev->conn;
+	c->requested = true;
+	note_text(c, ev);
+	if (n->policy == TLV_ACCEPT && n->ops->accept(ev->conn, n->answer, n->answer_len, c)) {
+		fprintf(stderr, "accept: %s\n", rv_error_text());
+		c->failed = true;
+		tlv_close_conn(c);
+	}
+}
+
 static void on_event(struct tlv_node *n, const struct rv_event *ev)
 {
 	struct tlv_conn *c = ev->user;
@@ -184,30 +238,13 @@ static void on_event(struct tlv_node *n, const struct rv_event *ev)
 	n->nr_events++;
 	switch (ev->type) {
 	case RV_EV_REQUEST:
-		if (n->policy == TLV_REJECT) {
-			n->ops->reject(ev->conn, n->answer, n->answer_len);
-			return;
-		}
-		c = new_conn(n);
-		c->conn = ev->conn;
-		c->requested = true;
-		c->text_len = ev->len;
-		if (ev->len)
-			memcpy(c->text, ev->data, min_of(ev->len, (uint32_t)sizeof(c->text)));
-		if (n->policy == TLV_ACCEPT &&
-		    n->ops->accept(ev->conn, n->answer, n->answer_len, c)) {
-			fprintf(stderr, "accept: %s\n", rv_error_text());
-			c->failed = true;
-			tlv_close_conn(c);
-		}
+		on_request(n, ev);
 		return;
 	case RV_EV_CONNECTED:
 		c->up = true;
 		c->nr_connected++;
-		if (!c->requested && ev->len) {
-			c->text_len = ev->len;
-			memcpy(c->text, ev->data, min_of(ev->len, (uint32_t)sizeof(c->text)));
-		}
+		if (!c->requested && ev->len)
+			note_text(c, ev);
 		if (n->allow)
 			/* -ENOTCONN: its DISCONNECTED is in the same batch */
 			(void)n->ops->allow_reads(c->conn);
@@ -216,9 +253,7 @@ static void on_event(struct tlv_node *n, const struct rv_event *ev)
 		c->failed = true;
 		c->nr_failed++;
 		c->status = ev->status;
-		c->text_len = ev->len;
-		if (ev->len)
-			memcpy(c->text, ev->data, min_of(ev->len, (uint32_t)sizeof(c->text)));
+		note_text(c, ev);
 		if (n->close_ended)
 			tlv_close_conn(c);
 		return;
@@ -233,16 +268,18 @@ static void on_event(struct tlv_node *n, const struct rv_event *ev)
 	case RV_EV_RECV:
 		on_message(n, c, ev);
 		return;
+	case RV_EV_CLOSED:
+		on_closed(n, c);
+		return;
 	case RV_EV_READ:
-		if (ev->cookie < TLV_MAX_READS) {
-			n->read_status[ev->cookie] = ev->status;
-			n->read_reports[ev->cookie]++;
-		} else {
-			n->nr_unknown++;
-		}
+		on_read(n, ev->cookie, ev->status);
 		return;
 	case RV_EV_WRITABLE:
 		c->nr_writable++;
+		return;
+	case RV_EV_READS_UP:
+	case RV_EV_READS_DOWN:
+		on_reads(n, c, ev->type == RV_EV_READS_UP);
 		return;
 	case RV_EV_DEVICE:
 		if (ev->status)
@@ -267,16 +304,34 @@ static void echo(struct tlv_node *n)
 	}
 }
 
+int tlv_take_reads(struct tlv_node *n, bool *more)
+{
+	struct rv_read_end end[8];
+	int nr;
+
+	/* -EAGAIN is no look: another thread was at it. */
+	do
+		nr = n->ops->reads(n->dev, end, array_size(end), more);
+	while (nr == -EAGAIN);
+	for (int i = 0; i < nr; i++) {
+		n->nr_events++;
+		on_read(n, end[i].cookie, 0);
+	}
+	return nr;
+}
+
 static int take(struct tlv_node *n, unsigned flags)
 {
 	struct rv_event ev[40];
+	bool more = false;
+	int reads = tlv_take_reads(n, &more);
 	int nr = n->ops->poll(n->dev, ev, array_size(ev), flags);
 
 	for (int i = 0; i < nr; i++)
 		on_event(n, &ev[i]);
 	if (n->mode == TLV_ECHO)
 		echo(n);
-	return nr;
+	return nr < 0 ? nr : nr + reads;
 }
 
 int tlv_pump(struct tlv_node *n, int ms, int other_fd)

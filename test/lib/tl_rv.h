@@ -40,8 +40,11 @@ struct tlv_conn {
 	struct tlv_node *node;
 	struct rv_conn *conn;
 	bool up, failed, down;
+	bool closes; /* CLOSED is to come */
 	int status, wc_status;
 	unsigned nr_connected, nr_failed, nr_disconnected, nr_writable;
+	bool reads_up; /* providers without reads_inline */
+	unsigned nr_reads_up, nr_reads_down;
 	/* hello at the acceptor, answer or reason at the connector */
 	unsigned char text[256];
 	uint32_t text_len;
@@ -72,7 +75,8 @@ struct tlv_node {
 	struct rv_addr addr;
 	enum tlv_policy policy;
 	enum tlv_mode mode;
-	bool allow;                             /* allow_reads on every connection that comes up */
+	/* allow_reads on every connection that comes up, and again when its READs are cut off */
+	bool allow;
 	/* close_conn on DISCONNECTED and FAILED, as a program does */
 	bool close_ended;
 	unsigned char answer[256];
@@ -104,10 +108,14 @@ int tlv_open(struct tlv_node *n, const struct rv_options *opt);
 void tlv_close(struct tlv_node *n);
 struct tlv_conn *tlv_connect(struct tlv_node *n, const struct rv_addr *to, const void *hello,
 			     size_t len);
+/* Closes the connection. The fence is over when c->closes is false. */
 void tlv_close_conn(struct tlv_conn *c);
 /* Makes one round: takes in present events, else sleeps up to ms (0:
  * does not). Returns the number of events. */
 int tlv_pump(struct tlv_node *n, int ms, int other_fd);
+/* Takes in READs that ended well, and nothing else. Returns their number. Sets *more if there is
+ * news that the pump reports. */
+int tlv_take_reads(struct tlv_node *n, bool *more);
 /* Pump until *flag, or *count >= target; false at the deadline. */
 bool tlv_until(struct tlv_node *n, const bool *flag);
 bool tlv_until_count(struct tlv_node *n, const uint64_t *count, uint64_t target);
@@ -173,6 +181,7 @@ struct tlv_msg {
 struct tlv_peer {
 	pid_t pid;
 	int ctl;
+	bool allows; /* its policy */
 	struct rv_addr addr;
 };
 

@@ -30,6 +30,25 @@ static void state(struct tlv_node *n, struct tlv_msg *m)
 	m->d = n->nr_late;
 }
 
+static void close_fully(struct tlv_node *n, struct tlv_conn *c)
+{
+	tlv_close_conn(c);
+	while (c->closes)
+		tlv_pump(n, 1000, -1);
+}
+
+/* Deregisters a region, and overwrites it with fill unless that is 0. */
+static int unregion(struct tlv_node *n, struct tlv_region *r, int fill)
+{
+	int rc = n->ops->dereg(n->dev, &r->mr);
+
+	if (fill)
+		memset(r->mem, fill, r->size);
+	r->mem = NULL; /* stays mapped and open: the memory's next use */
+	close(r->fd);
+	return rc;
+}
+
 static void obey(struct tlv_node *n, struct tlv_msg *m)
 {
 	struct tlv_region *r;
@@ -59,12 +78,7 @@ static void obey(struct tlv_node *n, struct tlv_msg *m)
 		break;
 	/* a: the region; b: overwrite it with that after the key is gone, before it is unmapped */
 	case TLV_OP_UNREGION:
-		r = &n->regions[m->a];
-		m->status = n->ops->dereg(n->dev, &r->mr);
-		if (m->b)
-			memset(r->mem, (int)m->b, r->size);
-		r->mem = NULL; /* stays mapped and open: the memory's next use */
-		close(r->fd);
+		m->status = unregion(n, &n->regions[m->a], (int)m->b);
 		break;
 	case TLV_OP_FILL:
 		memset(n->regions[m->a].mem, (int)m->b, n->regions[m->a].size);
@@ -76,10 +90,10 @@ static void obey(struct tlv_node *n, struct tlv_msg *m)
 		for (uint64_t i = 0; i < m->b && !m->status; i++)
 			m->status = tlv_send_next(&n->conns[m->a], m->c);
 		break;
-	case TLV_OP_CLOSE_CONN: /* b, c: then overwrite region b-1 with c */
-		tlv_close_conn(&n->conns[m->a]);
+	case TLV_OP_CLOSE_CONN: /* b, c: then deregister region b-1, and overwrite it with c */
+		close_fully(n, &n->conns[m->a]);
 		if (m->b)
-			memset(n->regions[m->b - 1].mem, (int)m->c, n->regions[m->b - 1].size);
+			m->status = unregion(n, &n->regions[m->b - 1], (int)m->c);
 		break;
 	case TLV_OP_ALLOW:
 		m->status = n->ops->allow_reads(n->conns[m->a].conn);
@@ -203,6 +217,7 @@ void tlv_peer_policy(struct tlv_peer *p, enum tlv_policy policy, enum tlv_mode m
 		.op = TLV_OP_POLICY, .a = policy, .b = mode, .c = allow, .len = (uint32_t)len
 	};
 
+	p->allows = allow;
 	if (len)
 		memcpy(m.bytes, answer, len);
 	tlv_ask(p, m);

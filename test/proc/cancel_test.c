@@ -14,7 +14,7 @@
 #include "tg_refs.h"
 
 static struct rref_ctx *ctx;
-static struct rref *theirs;
+static struct rref *theirs, *large;
 
 /*
  * Makes one round of calls that take locks, wait or enter the system. A cancelled thread ends only
@@ -30,6 +30,8 @@ static void use_everything(void)
 
 	TG_OK(rref_rpc_sync(ctx, 1, "tg.echo", tg_bytes("x", 1), RREF_DEFAULT, NULL));
 	TG_OK(rref_to_here(theirs, RREF_DEFAULT, &v));
+	rref_view_free(v);
+	TG_OK(rref_to_here(large, RREF_DEFAULT, &v));
 	rref_view_free(v);
 	TG_OK(rref_new(ctx, "y", 1, &r));
 	rref_release(r);
@@ -81,6 +83,7 @@ TG_TEST(cancelled_at_any_moment__nothing_is_left_behind, 2)
 		pthread_t t[THREADS];
 
 		theirs = tg_remote(ctx, 1, "tg.echo", "theirs", 6);
+		large = tg_ask(ctx, 1, "pub.make", (struct tg_make){ .length = 20000 });
 		tg_expect_bytes(theirs, "theirs", 6);
 		for (int i = 0; i < THREADS; i++)
 			TG_IS(pthread_create(&t[i], NULL, user, NULL), 0);
@@ -104,6 +107,8 @@ TG_TEST(cancelled_at_any_moment__nothing_is_left_behind, 2)
 		tg_expect_bytes(theirs, "theirs", 6);
 		TG_CHECK(tg_eventually(tg_idle, ctx, NULL));
 		rref_release(theirs);
+		rref_release(large);
+		TG_OK(rref_rpc_sync(ctx, 1, "pub.drop", NULL, RREF_DEFAULT, NULL));
 		tg_until_clean(ctx, 0);
 		tg_until_clean(ctx, 1);
 	}

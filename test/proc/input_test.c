@@ -231,6 +231,7 @@ TG_TEST(null__everywhere, 1)
 	struct rref_ctx *ctx = tg_join(rank), *none = NULL;
 	struct rref *r, *r2 = NULL;
 	struct rref_future *f, *f2 = NULL;
+	struct rref_queue *queue;
 	struct rref_view *v = NULL, *views[1];
 	struct rref_error e = { .size = sizeof(e) };
 	struct rref_stats s = { .size = sizeof(s) };
@@ -324,6 +325,20 @@ TG_TEST(null__everywhere, 1)
 	TG_IS(rref_wait_all(NULL, 1, 0), -EINVAL);
 	TG_IS(rref_wait_any((struct rref_future *[]){ NULL }, 1, 0), -EINVAL);
 	TG_IS(rref_wait_all((struct rref_future *[]){ NULL }, 1, 0), -EINVAL);
+	TG_IS(rref_queue_new(NULL, &queue), -EINVAL);
+	TG_IS(rref_queue_new(ctx, NULL), -EINVAL);
+	TG_OK(rref_queue_new(ctx, &queue));
+	TG_IS(rref_queue_add(NULL, f, NULL), -EINVAL);
+	TG_IS(rref_queue_add(queue, NULL, NULL), -EINVAL);
+	TG_IS(rref_queue_next(NULL, 0, &f2, NULL), -EINVAL);
+	TG_IS(rref_queue_next(queue, 0, NULL, NULL), -EINVAL);
+	TG_IS(rref_queue_take(NULL, 0, 1, &f2, NULL), -EINVAL);
+	TG_IS(rref_queue_take(queue, 0, 1, NULL, NULL), -EINVAL);
+	TG_IS(rref_queue_take(queue, 0, 0, &f2, NULL), -EINVAL);
+	TG_IS(rref_queue_fd(NULL), -EINVAL);
+	TG_IS(rref_queue_arm(NULL), -EINVAL);
+	rref_queue_free(NULL);
+	rref_queue_free(queue);
 	TG_IS(rref_future_error(NULL, &e), -EINVAL);
 	TG_IS(rref_future_error(f, NULL), -EINVAL);
 	e.size = 0;

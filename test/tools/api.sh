@@ -33,13 +33,14 @@ empty "no other symbol leaves the library" \
 	"$(nm -D --defined-only "$so" | awk '{print $3}' |
 	grep -vE '^(rref_[a-z_]+(@@RREF_[0-9.]+)?|RREF_[0-9.]+)$')"
 # No function is a cancellation point: each begins with RB_NO_CANCEL. The exceptions neither wait
-# nor lock nor make a system call. The fast ways of rref_to_here and rref_view_free make none; their
-# slow ways are guarded there.
+# nor lock nor make a system call. The fast ways of reads, of queues, of waits for what is over, and
+# of what gives back make none. Their slow ways are guarded there.
 plain='rref_(call_(caller|cancelled|context|data|function|length|meta|meta_length|nr_refs|ref)
-confirmed context ctx_fd dup equal fork_id format future_(data|error|nr_refs|ref|test|type|view)
-get_id hash is_owner last_error last_error_detail message_kind options_from_env options_init_size
-owner owner_name rank serve_stop set_timeout site stats_format strerror to_here version
-version_number view_(data|free|length|nr_refs|segments) worker worker_by_name world_size)'
+confirmed context ctx_fd dup equal fork_id format future_(data|error|free|nr_refs|ref|test)
+future_(type|view|wait) get_id hash is_owner last_error last_error_detail message_kind
+options_from_env options_init_size owner owner_name queue_(add|next|take) rank serve_stop
+set_timeout site stats_format strerror to_here(_async)? version version_number
+view_(data|free|is_copy|length|nr_refs|segments) worker worker_by_name world_size)'
 guarded=$(awk '
 	/^[a-z].*[ *]rref_[a-z_]+\(/ && !/;$/ {
 		match($0, /rref_[a-z_]+\(/)

@@ -37,6 +37,7 @@ words() { # EXAMPLE SIZE
 		;;
 	eventloop) for ((rank = 1; rank < $2; rank++)); do echo "rank $rank: round trip"; done ;;
 	batch) echo "rank 1 read 1000 values, their sum is 499500" ;;
+	queue) echo "rank 1 added 1000 values as they came: 499500" ;;
 	esac
 }
 group() { # PROGRAM SIZE: writes the output of the ranks in their order, and bad statuses, to $said
@@ -55,7 +56,7 @@ group() { # PROGRAM SIZE: writes the output of the ranks in their order, and bad
 	for ((rank = 0; rank < $2; rank++)); do cat "$tmp/rank$rank"; done >"$said"
 }
 
-names='batch eventloop hello rpc share wrap'
+names='batch eventloop hello queue rpc share wrap'
 sed -n '/^```c$/,/^```$/p' README.md | sed '1d;/^```$/,$d' >"$tmp/hello.c"
 # shellcheck disable=SC2086
 empty "this script knows every example" \

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The direction of calls: user -> rref_* -> core -> {verbs, alloc}. Tests of
-# verbs/ibv itself may see verbs. Checked on the sources (includes) and on the
+# verbs/ibv itself, and the fake of it, may see verbs. Checked on the sources (includes) and on the
 # objects (undefined symbols). So neither a header nor an extern can slip past.
 #   layers.sh [BUILD_DIR]
 set -uo pipefail
@@ -10,7 +10,7 @@ build=${1:-build}
 
 empty "only verbs/ includes <infiniband/...> or <rdma/...>" \
 	"$(grep -rnE '#[[:space:]]*include[[:space:]]*<(infiniband|rdma)/' --include='*.[ch]' . |
-	grep -vE '^\./(verbs/|build/|test/unit/ibv/)')"
+	grep -vE '^\./(verbs/|build/|test/unit/ibv/|test/fake/)')"
 empty "verbs/shm is free of them too" \
 	"$(grep -rnE '#[[:space:]]*include[[:space:]]*<(infiniband|rdma)/' verbs/shm \
 	verbs/rv.h verbs/rv_error.h)"
@@ -68,8 +68,9 @@ empty "no number of the library depends on the locale" \
 	grep -vE '^(core/tools|verbs/raw)/')"
 
 # Assertions are for the tests (include/base/assert.h).
+noted='rb_assert_failed|__assert_fail|rb_(slow|hold_begin|hold_end)|rc_lock_(taken|given|is_mine)'
 asserting() { # FILES: their objects and members that can fail an assertion, or note a lock
-	undefined "$@" | grep -E ' (rb_assert_failed|__assert_fail|rc_lock_(taken|given|is_mine))$'
+	undefined "$@" | grep -E " ($noted)\$"
 }
 empty "no object that ships asserts" \
 	"$(asserting "$build/librref.a")"

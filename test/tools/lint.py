@@ -550,6 +550,7 @@ def told(m, recent):
 
 
 def main():
+    sys.stdout.reconfigure(line_buffering=True)  # each count is seen when it is made
     args = sys.argv[1:]
     show = args[args.index('--show') + 1] if '--show' in args else None
     lower = '--lower' in args

@@ -27,6 +27,7 @@ counts() { # NUMBER MEASURE
 }
 
 # ---- a tree without a fault
+echo "first the checks of lint.py itself"
 cp .clang-format "$tmp"
 mkdir -p "$tmp/tree/build"
 touch "$tmp/tree/build/librref-test.a"

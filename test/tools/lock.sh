@@ -61,22 +61,22 @@ done
 # A function that takes the lock by itself is not called under it.
 cat >"$tmp/twice.c" <<'END'
 #include "core/base/lock.h"
-#include "core/op/future.h"
+#include "core/read/read.h"
 void f(struct rref_ctx *ctx, struct rref_future *op);
 void f(struct rref_ctx *ctx, struct rref_future *op)
 {
-	rc_op_finish(op);
+	rc_read_start(op);
 	rc_lock(ctx);
 #ifdef FAULT
-	rc_op_finish(op);
+	rc_read_start(op);
 #endif
-	rc_op_finish_locked(op);
+	rc_read_start_locked(op);
 	rc_unlock(ctx);
 }
 END
 check "a lock taken once" run proves "$tmp/twice.c"
 check "a lock taken twice is an error" fails proves "$tmp/twice.c" -DFAULT
-check "which says so" says "cannot call function 'rc_op_finish' while lock 'rc_progress' is held"
+check "which says so" says "cannot call function 'rc_read_start' while lock 'rc_progress' is held"
 empty "a function that needs the lock asserts it, as far as it knows the context" \
 	"$(test/tools/lock.py)"
 mkdir "$tmp/core"

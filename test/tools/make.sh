@@ -96,9 +96,10 @@ done
 installed() { (cd "$1" && find . ! -type d | sort); }
 wanted() { # PREFIX LIBDIR
 	printf './%s\n' "$1"/bin/rref-{demo,info,perf} "$1/include/rref.h" \
-		"$1"/include/rref/{base,call,context,future,observe,read,value}.h \
+		"$1"/include/rref/{base,call,context,future,observe,queue,read,value}.h \
 		"$2"/librref.{a,so,so.0,"so.$version"} "$2/pkgconfig/librref.pc" \
-		"$1"/share/doc/librref/examples/{batch,eventloop,hello,rpc,share,wrap}.c | sort
+		"$1"/share/doc/librref/examples/{batch,eventloop,hello,queue,rpc,share,wrap}.c |
+		sort
 }
 version=$(sed -n 's/^VERSION_[A-Z]* := //p' Makefile | paste -sd .)
 before=$(git status --porcelain 2>/dev/null)
@@ -219,7 +220,8 @@ check "the command to type is told" says \
 check "DEPS=no looks for nothing" run env PATH="$tmp/bin:$PATH" DEPS=no test/tools/deps.sh build
 check "and says nothing" silent
 for t in all lib tools tests install sim demo check check-quick check-asan check-tsan check-nofast \
-	check-roce demo-roce perf perf-parts perf-peers perf-report perf-beside model lint deps; do
+	check-roce demo-roce perf perf-parts perf-peers perf-report perf-beside perf-fake model \
+	lint deps; do
 	check "make $t looks for packages" fails nobody env PATH="$tmp/bin:$PATH" make "$t" \
 		O="$tmp/none" PREFIX="$tmp/open"
 	check "make $t tells the command to type" says \

@@ -37,6 +37,21 @@ check "batch" one batch --batch 320
 	"BEGIN {exit !($(field reads_per_op) <= 0.5)}"
 [ "$device" = shm ] || check "READs of a batch share doorbells" awk \
 	"BEGIN {exit !($(field doorbells_per_op) <= 0.125)}"
+check "async" one async
+check "it posts a READ each" [ "$(field reads_per_op)" = 1 ]
+check "view" one view --sizes 64k,1m
+check "threads" one threads
+check "a line for each call and number of threads" [ "$(wc -l <"$rows")" -eq 8 ]
+check "each way with each number" [ "$(sed -n \
+	's/.*"way":"\([^"]*\)","threads":\([0-9]*\),.*/\1 \2/p' "$rows" | sort -u | wc -l)" -eq 8 ]
+check "one thread reads as fast as one" [ "$(grep -c \
+	'"threads":1,"of_one_thread":1,"of_one_thread_low":1,' "$rows")" -eq 2 ]
+check "the threads of one value" one threads --same
+for op in call+bulk read+bulk; do
+	check "$op" one $op
+	check "the tails are told beside those without" grep -q \
+		'"raw_p999_ns":.*"ratio_p99":.*"ratio_p999":' "$rows"
+done
 check "call" one call
 check "no READ in a call" [ "$(field reads_per_op)" = 0 ]
 check "share" one share
@@ -55,6 +70,10 @@ if [ "$device" = shm ]; then
 	check "any of them, beside plain memory" [ \
 		"$(grep -cE '"op":"(any|plain)"' "$rows")" -eq 2 ]
 	shown=
+	check "read+busy" one read+busy --freed 4m
+	for key in frees calls sessions; do
+		check "there were $key meanwhile" [ "$(field $key)" -gt 1 ]
+	done
 	check "idle" one idle
 	check "an idle worker's share of a core is told" [ -n "$(field cpu_share)" ]
 fi
@@ -73,7 +92,7 @@ PATH=$dir "$perf" lat --device "$device" --sizes 8 --plot "$dir/b.svg" >"$rows" 
 check "a plot without gnuplot is refused" grep -q 'gnuplot-nox' "$words"
 check "without gnuplot nothing is measured" [ ! -s "$rows" ]
 for bad in "nonsense" "lat --sizes 0" "lat --sizes x" "lat --rounds 0" "lat --window -1" \
-	"lat --seconds no" "lat --mode fast" "lat more" ""; do
+	"lat --seconds no" "read+busy --freed 4m,8m" "lat --mode fast" "lat more" ""; do
 	# shellcheck disable=SC2086
 	"$perf" $bad >/dev/null 2>"$words" </dev/null
 	check "'$bad' is refused" [ $? -eq 2 -a -s "$words" ]

@@ -8,7 +8,7 @@
 # want the processors. A program's limit (--timeout, RREF_TEST_TIMEOUT) follows the machine. With a
 # load average of four times its processors a second counts a quarter. RREF_TEST_SLOW follows it
 # too, unless it is set. RREF_TEST_NO_SKIP=1 turns skipped tests into failures. RREF_TEST_LOAD: the
-# load average to assume.
+# load average to assume. Slow work under the progress lock, too, fails the run: holds.sh.
 set -uo pipefail
 # A script that calls make is no part of the make that may have started this.
 unset MAKEFLAGS MFLAGS MAKELEVEL
@@ -29,6 +29,9 @@ case $jobs in
 	;;
 esac
 logs=$(mktemp -d)
+# The processes of all programs count in it what they do under the lock.
+truncate -s 4096 "$logs/holds"
+export RREF_TEST_HOLDS=$logs/holds
 clock=
 trap '[ -n "$clock" ] && kill "$clock" 2>/dev/null; rm -rf "$logs"' EXIT
 [ -n "$title" ] && echo "== $title"
@@ -176,5 +179,6 @@ if [ -n "$broken" ]; then
 			"longer deadlines by RREF_TEST_SLOW=8," \
 			"a higher limit by RREF_TEST_TIMEOUT=900"
 fi
+"$(dirname "$0")/holds.sh" "$logs/holds" || failed=$((failed + 1))
 echo "$passed passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ]

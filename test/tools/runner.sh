@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Tests run-tests.sh: it counts passed, failed and skipped tests; its limit ends a program, later on
-# a busy machine, and says so; deadlines inside of the tests follow the load.   runner.sh
+# a busy machine, and says so; deadlines inside of the tests follow the load. Slow work under the
+# progress lock fails the run.   runner.sh
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 . test/tools/check.sh
@@ -55,5 +56,24 @@ RREF_TEST_LOAD=0 "$run" --timeout 1 "$tmp/stubborn" >"$said" 2>&1
 check "a program that ignores SIGTERM is ended too" says '^0 passed, 1 failed'
 "$run" "$tmp/long" >"$said" 2>&1
 check "the running programs are named in a silence" says '^   \.\.\. long \(load average'
+
+slow_test=build/bin/unit/base/slow_test
+"$run" "$slow_test" >"$said" 2>&1
+check "no slow work" says '^[0-9]+ passed, 0 failed'
+check "no process shared its counts" not says '^longest hold'
+RREF_TEST_PLANT=1 "$run" "$slow_test" >"$said" 2>&1
+check "slow work fails the run" says '^[0-9]+ passed, 1 failed'
+check "it is told what it was" says '^FAILED: slow work .*not in .*slow\.txt:.* hook'
+check "the figure is one line" \
+	says '^longest hold of the lock: [0-9]+ us of work .* holds with slow work: [0-9]+ of .*\(.*hook '
+printf 'hook reason\nwait reason\ntrace reason\ncopy reason\nthread reason\n' >"$tmp/known"
+truncate -s 4096 "$tmp/holds"
+RREF_TEST_PLANT=1 RREF_TEST_HOLDS=$tmp/holds "$slow_test" >"$said" 2>&1
+check "known kinds pass" run test/tools/holds.sh "$tmp/holds" "$tmp/known"
+sed -i /wait/d "$tmp/known"
+check "an unknown one among them does not" fails test/tools/holds.sh "$tmp/holds" "$tmp/known"
+check "and is named alone" says 'slow\.txt: wait |known: wait '
+RREF_TEST_PLANT=1 RREF_TEST_HOLDS_STOP=hook "$slow_test" >"$said" 2>&1
+check "a process is ended at the kind that is asked for" [ $? -ne 0 ]
 
 finish

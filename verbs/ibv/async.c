@@ -13,8 +13,8 @@ void rvi_lost(struct rv_dev *dev, struct rvi_sink *sink, const char *why)
 		return;
 	dev->lost = true;
 	rvi_log(dev, 0, "%s: %s", dev->caps.device, why);
-	for (uint32_t i = 0; i < dev->nr_conns; i++)
-		rvi_conn_down(dev->conns[i], -ENODEV, -1);
+	for (uint32_t i = 0; i < at_load(&dev->nr_conns); i++)
+		rvi_conn_down(rvi_conn_at(dev, i), -ENODEV, -1);
 	e = rvi_emit(sink, NULL, RV_EV_DEVICE, -ENODEV);
 	e->data = why;
 	e->len = (uint32_t)strlen(why);
@@ -28,12 +28,14 @@ static void inform(struct rvi_sink *sink, const char *what)
 	e->len = (uint32_t)strlen(what);
 }
 
-static void qp_failed(struct rv_dev *dev, uint32_t qpn)
+static void qp_failed(struct rv_dev *dev, struct rvi_sink *sink, uint32_t qpn)
 {
 	struct rv_conn *conn = rvi_qpn_find(dev, qpn);
 
 	if (conn)
 		rvi_conn_down(conn, -EIO, -1);
+	else
+		rvi_pair_broke(dev, qpn, sink);
 }
 
 static void judge_event(struct rv_dev *dev, struct rvi_sink *sink, enum ibv_event_type type,
@@ -52,7 +54,7 @@ static void judge_event(struct rv_dev *dev, struct rvi_sink *sink, enum ibv_even
 	case IBV_EVENT_QP_REQ_ERR:
 	case IBV_EVENT_QP_ACCESS_ERR:
 	case IBV_EVENT_PATH_MIG_ERR:
-		qp_failed(dev, qpn);
+		qp_failed(dev, sink, qpn);
 		break;
 	case IBV_EVENT_COMM_EST: /* the message that caused it says it too */
 	case IBV_EVENT_SQ_DRAINED:

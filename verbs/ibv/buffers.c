@@ -51,6 +51,7 @@ static int grow_pool(struct rv_dev *dev, struct rvi_pool *p)
 		goto free_chunk;
 	}
 	rb_not_in_child(c->mem, bytes);
+	rb_slow(RB_SLOW_REGISTER);
 	c->mr = ibv_reg_mr(dev->pd, c->mem, bytes, IBV_ACCESS_LOCAL_WRITE);
 	if (!c->mr) {
 		rc = rvi_reg_failed(errno, bytes);

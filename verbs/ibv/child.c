@@ -10,7 +10,6 @@
  * registered memory out of children.
  */
 #include <errno.h>
-#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/utsname.h>
@@ -28,11 +27,15 @@ static void keep_maps(void)
 	char *line = NULL;
 
 	while (f && getline(&line, &size, f) > 0) {
-		uint64_t from, to;
+		uintptr_t from, to;
+		char *end;
 
-		if (strstr(line, "/infiniband/uverbs") &&
-		    sscanf(line, "%" SCNx64 "-%" SCNx64, &from, &to) == 2)
-			rb_not_in_child((void *)(uintptr_t)from, (size_t)(to - from));
+		if (!strstr(line, "/infiniband/uverbs"))
+			continue;
+		from = strtoul(line, &end, 16);
+		to = *end == '-' ? strtoul(end + 1, NULL, 16) : 0;
+		if (from < to)
+			rb_not_in_child((void *)from, to - from);
 	}
 	free(line);
 	if (f)

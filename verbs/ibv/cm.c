@@ -81,7 +81,7 @@ static int connect_failed(struct rv_conn *conn, const char *step, int err)
 		err = EHOSTUNREACH;
 	rc = rv_fail(err ? err : EIO, "cannot connect to %s: %s: %s", text, step, strerror(err));
 	if (conn->id)
-		rdma_destroy_id(conn->id);
+		rvi_reap(conn->dev, conn->id, NULL, 0);
 	conn->id = NULL;
 	rvi_conn_release(conn);
 	return rc;
@@ -118,9 +118,10 @@ int rvi_connect(struct rv_dev *dev, const struct rv_addr *to, const void *hello,
 	rc = rvi_conn_alloc(dev, &conn);
 	if (rc)
 		return rc;
-	conn->user = user;
+	at_store(&conn->user, user);
 	conn->peer = dst;
 	conn->data_len = rvi_pdata_put(RVI_PD_REQUEST, conn->data, hello, len, dev->credit_class);
+	rb_slow(RB_SLOW_CM);
 	if (rdma_create_id(dev->cm, &conn->id, conn, RDMA_PS_TCP)) {
 		conn->id = NULL;
 		return connect_failed(conn, "rdma_create_id", errno);
@@ -158,7 +159,7 @@ int rvi_accept(struct rv_conn *conn, const void *answer, size_t len, void *user)
 		return rv_fail(EMSGSIZE, "an answer of %zu bytes: %d fit", len, RV_ANSWER_MAX);
 	if (rvi_state(conn) != RVI_REQUESTED)
 		return rv_fail(EINVAL, "accept of a connection that asked for nothing");
-	conn->user = user;
+	at_store(&conn->user, user);
 	/* See reap.c: no datagram is sent without a route. */
 	if (!conn->dead && !rvi_can_reach(conn->dev, &conn->peer))
 		conn->dead = -EHOSTUNREACH;
@@ -168,7 +169,7 @@ int rvi_accept(struct rv_conn *conn, const void *answer, size_t len, void *user)
 	rc = rvi_qp_create(conn);
 	if (rc)
 		return rc; /* still REQUESTED: may be rejected, or tried again when there is room */
-	if (rvi_qp_ready(conn) || (conn->reads_allowed && rvi_qp_access(conn))) {
+	if (rvi_qp_ready(conn)) {
 		/* The CM gives no attributes for a request that was
 		 * taken back: its event is on the way. */
 		rvi_log(dev, 2, "%s: accept: %s", dev->caps.device, rv_error_text());
@@ -183,6 +184,7 @@ int rvi_accept(struct rv_conn *conn, const void *answer, size_t len, void *user)
 	p.qp_num = conn->qpn;
 	/* Messages may come from here on: the queue pair works already. */
 	at_store(&conn->state, RVI_ACCEPTING);
+	rb_slow(RB_SLOW_CM);
 	if (rdma_accept(conn->id, &p)) {
 		/* The requester gave up meanwhile: news, not an error of the caller's. */
 		rvi_conn_down(conn, -ECONNRESET, -1);
@@ -198,12 +200,11 @@ void rvi_reject(struct rv_conn *conn, const void *reason, size_t len)
 	uint8_t data[RVI_PDATA_MAX];
 	uint8_t n;
 
-	/* No route: the reject is sent when the id is destroyed, once there is a route again. */
-	if (rvi_state(conn) == RVI_REQUESTED && !conn->dead &&
-	    rvi_can_reach(conn->dev, &conn->peer)) {
+	if (rvi_state(conn) == RVI_REQUESTED && !conn->dead) {
 		n = rvi_pdata_put(RVI_PD_REASON, data, reason, min_of(len, (size_t)RV_REASON_MAX),
 				  0);
-		rdma_reject(conn->id, data, n);
+		rvi_refuse(conn->dev, conn->id, data, n);
+		conn->id = NULL;
 	}
 	rvi_close_conn(conn);
 }

@@ -109,13 +109,13 @@ static void requested(struct rv_dev *dev, const struct cm_event *e, struct rvi_s
 	emit_data(sink, conn, RV_EV_REQUEST);
 	return;
 refuse:
-	rdma_reject(e->id, NULL, 0);
-	rdma_destroy_id(e->id);
+	rvi_refuse(dev, e->id, NULL, 0);
 }
 
 static void resolve_route(struct rv_conn *conn)
 {
 	at_store(&conn->state, RVI_ROUTE);
+	rb_slow(RB_SLOW_CM);
 	if (rdma_resolve_route(conn->id, RVI_RESOLVE_MS))
 		rvi_conn_down(conn, -EHOSTUNREACH, -1);
 }
@@ -149,6 +149,7 @@ static void send_request(struct rv_conn *conn)
 	rb_assert_is(rvi_state(conn), ==, RVI_ROUTE);
 	p.qp_num = conn->qpn;
 	at_store(&conn->state, RVI_CONNECTING);
+	rb_slow(RB_SLOW_CM);
 	if (rdma_connect(conn->id, &p)) {
 		rvi_conn_down(conn, errno == ENETUNREACH ? -EHOSTUNREACH : -errno, -1);
 		return;
@@ -167,6 +168,7 @@ static void establish(struct rv_conn *conn, const struct cm_event *e, struct rvi
 	conn->responder = min_of(e->responder, conn->dev->max_responder);
 	conn->initiator = min_of(e->initiator, conn->dev->max_initiator);
 	rc = rvi_qp_ready(conn);
+	rb_slow(RB_SLOW_CM);
 	if (!rc && rdma_establish(conn->id))
 		rc = rv_fail(errno, "rdma_establish: %s", strerror(errno));
 	if (rc) {
@@ -183,8 +185,10 @@ static void establish(struct rv_conn *conn, const struct cm_event *e, struct rvi
 void rvi_confirmed(struct rv_conn *conn, struct rvi_sink *sink, bool by_message)
 {
 	rb_assert_is(rvi_state(conn), ==, RVI_ACCEPTING);
-	if (by_message)
+	if (by_message) {
+		rb_slow(RB_SLOW_CM);
 		rdma_notify(conn->id, IBV_EVENT_COMM_EST);
+	}
 	rvi_emit(sink, conn, RV_EV_CONNECTED, 0);
 	rvi_conn_up(conn);
 }
@@ -268,11 +272,20 @@ void rvi_cm_deadlines(struct rv_dev *dev)
 {
 	int64_t now = now_ns();
 
-	for (uint32_t i = 0; i < dev->nr_conns && dev->nr_timed; i++) {
-		struct rv_conn *conn = dev->conns[i];
+	for (uint32_t i = 0; i < at_load(&dev->nr_conns) && dev->nr_timed; i++) {
+		struct rv_conn *conn = rvi_conn_at(dev, i);
 
 		if (!conn->deadline_ns || conn->deadline_ns > now)
 			continue;
+		if (rvi_state(conn) == RVI_UP && !rvi_pair_overdue(conn)) {
+			rvi_conn_deadline(conn, 0);
+			continue;
+		}
+		if (rvi_state(conn) == RVI_UP) {
+			rvi_conn_protocol_error(conn, -ETIMEDOUT,
+						"it did not make its queue pair for READs in time");
+			continue;
+		}
 		conn->data_len = 0;
 		rvi_conn_down(conn, -ETIMEDOUT, -1);
 	}

@@ -9,7 +9,7 @@ static struct rv_conn *conn_new(struct rv_dev *dev)
 {
 	struct rv_conn *c;
 
-	if (dev->nr_conns >= dev->max_slots)
+	if (at_load(&dev->nr_conns) >= dev->max_slots)
 		return NULL;
 	c = aligned_alloc(CACHE_LINE, sizeof(*c));
 	if (!c)
@@ -21,10 +21,15 @@ static struct rv_conn *conn_new(struct rv_dev *dev)
 		return NULL;
 	}
 	c->dev = dev;
-	c->index = dev->nr_conns;
+	c->index = at_load(&dev->nr_conns);
 	list_init(&c->link);
 	list_init(&c->end);
-	dev->conns[dev->nr_conns++] = c;
+	list_init(&c->pairs);
+	list_init(&c->end_task.node);
+	list_init(&c->pair_task.node);
+	c->end_task.conn = c->pair_task.conn = c;
+	at_store(&dev->conns[c->index], c);
+	at_store_rel(&dev->nr_conns, c->index + 1); /* Pairs with rvi_conn_at */
 	return c;
 }
 
@@ -37,14 +42,16 @@ int rvi_conn_alloc(struct rv_dev *dev, struct rv_conn **out)
 
 	if (!c)
 		return rv_fail(EDQUOT, "too many connections on %s (%u)", dev->caps.device,
-			       dev->nr_conns);
+			       at_load(&dev->nr_conns));
 	rb_assert(rvi_state(c) == RVI_FREE && list_empty(&c->link) && list_empty(&c->end));
+	rb_assert(!at_load(&c->reads_open) && !c->reads_qp && list_empty(&c->pairs));
 	rb_assert(!c->active && !c->nr_held && !c->nr_sending && !c->deadline_ns && !c->half_open);
-	rb_assert(dev->conns[c->index] == c);
+	rb_assert(rvi_conn_at(dev, c->index) == c);
 	c->epoch++;
 	c->id = NULL;
 	c->qp = NULL;
-	c->user = NULL;
+	memset(&c->pair, 0, sizeof(c->pair));
+	at_store(&c->user, NULL);
 	at_store(&c->kicked, 0);
 	c->tx_credits = 0;
 	c->rx_window = rvi_class_credits(dev->credit_class);
@@ -53,7 +60,8 @@ int rvi_conn_alloc(struct rv_dev *dev, struct rv_conn **out)
 	c->tx_seq = c->rx_seq = 0;
 	c->sealed = false;
 	c->want_write = c->active = c->half_open = c->cm_used = c->reads_allowed = c->deliver =
-		c->end_by_flush = false;
+		c->end_by_flush = c->stops = c->destroys = c->tell = false;
+	at_store(&c->stage, RVI_QP_LIVE);
 	c->responder = dev->max_responder;
 	c->initiator = dev->max_initiator;
 	c->deadline_ns = 0;
@@ -81,7 +89,7 @@ void rvi_conn_deadline(struct rv_conn *conn, int64_t at_ns)
 	if (conn->deadline_ns == at_ns)
 		return;
 	rb_assert_if(conn->deadline_ns, dev->nr_timed);
-	rb_assert_is(dev->nr_timed, <=, dev->nr_conns);
+	rb_assert_is(dev->nr_timed, <=, at_load(&dev->nr_conns));
 	dev->nr_timed += !!at_ns;
 	dev->nr_timed -= !!conn->deadline_ns;
 	conn->deadline_ns = at_ns;
@@ -106,18 +114,8 @@ void rvi_conn_up(struct rv_conn *conn)
 	conn->data_len = 0;
 	at_store_rel(&conn->state, RVI_UP);
 	rvi_return_credits(conn);
-}
-
-/*
- * Tells the peer that the connection ends. The peer's queue pair does not notice the end of ours:
- * only the CM says it. Sends, and does not wait. Without a route it is sent later, when the id is
- * destroyed: reap.c.
- */
-static void tell_peer(struct rv_conn *conn)
-{
-	if (conn->cm_used && rvi_can_reach(conn->dev, &conn->peer))
-		rdma_disconnect(conn->id);
-	conn->cm_used = false;
+	if (conn->reads_allowed)
+		rvi_pair_allow(conn);
 }
 
 /*
@@ -159,6 +157,8 @@ void rvi_conn_down(struct rv_conn *conn, int status, int wc_status)
 	rb_assert_with(status < 0, "%d", status);
 	rb_assert(list_empty(&conn->end)); /* an end is reported once */
 	at_store_rel(&conn->state, RVI_DOWN);
+	at_store(&conn->reads_open, 0);
+	list_del(&conn->pairs);
 	conn->deliver = true;
 	conn->end_status = status;
 	conn->end_wc = flush ? -1 : wc_status;
@@ -166,9 +166,8 @@ void rvi_conn_down(struct rv_conn *conn, int status, int wc_status)
 	list_add_tail(&dev->ends, &conn->end);
 	rvi_conn_deadline(conn, 0);
 	not_half_open(conn);
-	/* Stopped here, or our READs would go on retrying against a peer that left. */
-	rvi_qp_error(conn);
-	tell_peer(conn);
+	/* Else our READs would go on retrying against a peer that left. */
+	rvi_stop(conn);
 }
 
 /* A completion failed. */
@@ -202,18 +201,13 @@ int rvi_seal(struct rv_conn *conn, const uint8_t out[RV_SEAL_KEY_BYTES],
 int rvi_allow_reads(struct rv_conn *conn)
 {
 	switch (rvi_state(conn)) {
-	case RVI_REQUESTED: /* takes effect with accept */
+	case RVI_REQUESTED: /* takes effect when it is up */
+	case RVI_ACCEPTING:
 		conn->reads_allowed = true;
 		return 0;
-	case RVI_ACCEPTING:
 	case RVI_UP:
-		if (!conn->reads_allowed) {
-			int rc = rvi_qp_access(conn);
-
-			if (rc)
-				return rc;
-			conn->reads_allowed = true;
-		}
+		conn->reads_allowed = true;
+		rvi_pair_allow(conn);
 		return 0;
 	default:
 		return rv_fail(ENOTCONN, "reads cannot be allowed: the connection is not up");
@@ -221,39 +215,42 @@ int rvi_allow_reads(struct rv_conn *conn)
 }
 
 /*
- * Fences the connection, in this order. Nothing new is served or written (ERR), the peer is told,
- * and nothing old is served any more (destroy). Then the ledger: READs without a completion are
- * reported by the next polls.
+ * Begins the fence. The helper goes on, in this order. Nothing new is served or written (ERR), and
+ * the peer is told. Nothing old is served any more (destroy). Both queue pairs go, and the one for
+ * READs goes first. The polls that follow report the READs that the ledger has, and the end.
  */
-void rvi_close_conn(struct rv_conn *conn)
+bool rvi_close_conn(struct rv_conn *conn)
 {
 	struct rv_dev *dev;
 
 	if (!conn || rvi_state(conn) == RVI_FREE || rvi_state(conn) == RVI_CLOSED)
-		return;
+		return false;
 	dev = conn->dev;
 	at_store_rel(&conn->state, RVI_CLOSED);
 	rvi_conn_deadline(conn, 0);
 	not_half_open(conn);
+	at_store(&conn->reads_open, 0);
 	list_del(&conn->end);
-	rvi_qp_error(conn);
-	tell_peer(conn);
-	rvi_qp_destroy(conn);
-	if (conn->id)
-		rvi_reap(dev, conn->id);
-	conn->id = NULL;
+	list_del(&conn->pairs);
 	rvi_spill_purge(conn);
-	rvi_sends_drop(conn);
 	explicit_bzero(&conn->tx_seal, sizeof(conn->tx_seal));
 	explicit_bzero(&conn->rx_seal, sizeof(conn->rx_seal));
 	rb_assert_is(dev->nr_held_live, >=, conn->nr_held);
-	rb_assert(!conn->active && !conn->nr_sending);
 	dev->nr_held_live -= conn->nr_held;
 	conn->nr_held = 0;
 	conn->epoch++;
 	conn->report_slot = 0;
-	if (rvi_reads_outstanding(conn))
+	if (conn->qp) {
+		dev->nr_closing++;
 		list_add_tail(&dev->closed, &conn->link);
-	else
-		rvi_conn_release(conn);
+		rvi_stop(conn);
+		rvi_news(dev); /* the queue pair may have stopped before */
+		return true;
+	}
+	rb_assert(!conn->active && !conn->nr_sending && !rvi_reads_outstanding(conn));
+	if (conn->id)
+		rvi_reap(dev, conn->id, NULL, 0);
+	conn->id = NULL;
+	rvi_conn_release(conn);
+	return false;
 }

@@ -30,7 +30,7 @@ static int size_each(struct rv_dev *dev, const struct rv_options *opt)
 		return rv_fail(EINVAL, "credits %u: %u to 16384 are possible", dev->credits,
 			       RVI_CREDITS_MIN);
 	dev->credit_class = rvi_credit_class(dev->credits);
-	dev->nr_sends = RVI_SENDS_MAX + RVI_CREDIT_BUFS;
+	dev->nr_sends = RVI_SENDS_MAX + RVI_FREE_BUFS;
 	if (max_wr <= dev->nr_sends || a->max_srq_wr <= 0)
 		return rv_fail(EOPNOTSUPP, "%s has %s", dev->caps.device,
 			       a->max_srq_wr > 0 ? "too small send queues"
@@ -38,7 +38,7 @@ static int size_each(struct rv_dev *dev, const struct rv_options *opt)
 	dev->max_sge = (uint32_t)max_of(min_of(min_of(a->max_sge, a->max_sge_rd), RV_READ_SGE_MAX),
 					RV_READ_SGE);
 	dev->max_reads = opt->max_reads ? opt->max_reads : 256;
-	dev->max_reads = min_of(min_of(dev->max_reads, max_wr - dev->nr_sends), RVI_SLOTS_MAX);
+	dev->max_reads = min_of(min_of(dev->max_reads, max_wr), RVI_SLOTS_MAX);
 	return 0;
 }
 
@@ -52,29 +52,33 @@ static int size_queues(struct rv_dev *dev, const struct rv_options *opt)
 	const struct ibv_device_attr *a = &dev->attr;
 	uint32_t want = opt->max_conns ? opt->max_conns : 64;
 	uint32_t max_cqe = (uint32_t)max_of(a->max_cqe, 0),
-		 max_srq = (uint32_t)max_of(a->max_srq_wr, 0), recv_each, max;
+		 max_srq = (uint32_t)max_of(a->max_srq_wr, 0), recv_each, max, closing;
 	int rc = size_each(dev, opt);
 
 	if (rc)
 		return rc;
-	recv_each = dev->credits + RVI_CREDIT_BUFS;
+	recv_each = dev->credits + RVI_FREE_BUFS;
 	max = min_of(max_cqe / (dev->max_reads + dev->nr_sends),
 		     min_of(max_srq, max_cqe) / recv_each);
-	max = min_of(min_of(max, (uint32_t)max_of(a->max_qp, 0)),
+	/* two for each connection */
+	max = min_of(min_of(max, (uint32_t)max_of(a->max_qp, 0) / 2),
 		     (RVI_CONNS_MAX - RVI_HALF_OPEN_MAX) / 2);
+	/* The living ones come first. Without such room a new one waits (ENOBUFS) for a destroy. */
+	closing = min_of(min_of(want, RVI_CLOSING_MAX), max - min_of(want, max));
 	if (!max)
 		return rv_fail(EINVAL,
 			       "%u reads and %u credits per connection are more than the queues of "
 			       "%s hold",
 			       dev->max_reads, dev->credits, dev->caps.device);
-	dev->max_conns = min_of(want, max);
+	dev->max_conns = min_of(want, max - closing);
+	dev->max_qps = dev->max_conns + closing;
 	if (dev->max_conns < want)
 		rvi_log(dev, 1,
 			"%s: %u connections instead of %u: its queues hold %u completions and %u "
 			"receives",
 			dev->caps.device, dev->max_conns, want, max_cqe, max_srq);
 	/* Structs for requests, and for closed ones whose READs wait to be reported. */
-	dev->max_slots = 2 * dev->max_conns + RVI_HALF_OPEN_MAX;
+	dev->max_slots = 2 * dev->max_qps + RVI_HALF_OPEN_MAX;
 	dev->max_responder = (uint8_t)min_of(a->max_qp_rd_atom, RVI_RD_ATOMIC_MAX);
 	dev->max_initiator = (uint8_t)min_of(a->max_qp_init_rd_atom, RVI_RD_ATOMIC_MAX);
 	if (!dev->max_responder || !dev->max_initiator)
@@ -84,8 +88,8 @@ static int size_queues(struct rv_dev *dev, const struct rv_options *opt)
 
 static int make_queues(struct rv_dev *dev)
 {
-	uint32_t sends = dev->max_conns * (dev->max_reads + dev->nr_sends);
-	uint32_t recvs = dev->max_conns * (dev->credits + RVI_CREDIT_BUFS);
+	uint32_t sends = dev->max_qps * (dev->max_reads + dev->nr_sends);
+	uint32_t recvs = dev->max_qps * (dev->credits + RVI_FREE_BUFS);
 	struct ibv_srq_init_attr srq = { .attr = { .max_wr = recvs, .max_sge = 1 } };
 
 	dev->pd = ibv_alloc_pd(dev->ctx);
@@ -114,18 +118,18 @@ static int make_queues(struct rv_dev *dev)
 	if (!dev->srq)
 		return rv_fail(errno, "%s: no shared receive queue of %u: %s", dev->caps.device,
 			       recvs, strerror(errno));
-	return rvi_qp_probe_inline(dev, &dev->max_inline);
+	return rvi_qp_probe(dev);
 }
 
 static int make_tables(struct rv_dev *dev)
 {
-	uint32_t recv_each = dev->credits + RVI_CREDIT_BUFS, hash = 64;
+	uint32_t recv_each = dev->credits + RVI_FREE_BUFS, hash = 64;
 	int rc;
 
-	while (hash < 2 * dev->max_conns)
+	while (hash < 2 * dev->max_qps)
 		hash *= 2;
 	dev->qpn_mask = hash - 1;
-	dev->stash_max = dev->max_conns * (dev->max_reads + dev->nr_sends + recv_each) + RVI_BATCH;
+	dev->stash_max = dev->max_qps * recv_each + RVI_BATCH;
 	dev->conns = calloc(dev->max_slots, sizeof(*dev->conns));
 	dev->qpn_table = calloc(hash, sizeof(*dev->qpn_table));
 	/* most of it untouched until a fence needs it */
@@ -133,10 +137,12 @@ static int make_tables(struct rv_dev *dev)
 	if (!dev->conns || !dev->qpn_table || !dev->stash)
 		return rv_fail(ENOMEM, "no memory for %u connections", dev->max_conns);
 	/* Twice: buffers of closed connections stay with the core until it gives them back. */
-	rc = rvi_pool_init(&dev->recv_pool, 2 * dev->max_conns * recv_each, recv_each);
+	rc = rvi_pool_init(&dev->recv_pool, 2 * dev->max_qps * recv_each, recv_each);
+	if (!rc)
+		rc = rvi_sent_init(dev, dev->max_qps * (dev->max_reads + dev->nr_sends));
 	return rc
 		? rc
-		: rvi_pool_init(&dev->send_pool, dev->max_conns * dev->nr_sends, dev->nr_sends / 3);
+		: rvi_pool_init(&dev->send_pool, dev->max_qps * dev->nr_sends, dev->nr_sends / 3);
 }
 
 static int describe(struct rv_dev *dev, const struct rvi_pick *pick)
@@ -191,11 +197,12 @@ int rvi_open(const struct rv_options *opt, struct rv_dev **out)
 	}
 	memset(dev, 0, sizeof(*dev));
 	dev->ctx = pick.ctx;
-	dev->epfd = dev->timerfd = -1;
+	dev->epfd = dev->timerfd = dev->helper.fd = -1;
 	set_silence(dev, opt);
 	dev->log = opt->log;
 	dev->log_ctx = opt->log_ctx;
 	list_init(&dev->closed);
+	list_init(&dev->pairs);
 	list_init(&dev->ends);
 	list_init(&dev->free_conns);
 	list_init(&dev->regions);
@@ -204,10 +211,11 @@ int rvi_open(const struct rv_options *opt, struct rv_dev **out)
 
 	if ((rc = describe(dev, &pick)) || (rc = size_queues(dev, opt)) ||
 	    (rc = make_queues(dev)) || (rc = make_tables(dev)) || (rc = rvi_listen(dev, &pick)) ||
-	    (rc = rvi_wake_init(dev))) {
+	    (rc = rvi_helper_start(dev)) || (rc = rvi_wake_init(dev))) {
 		rvi_close(dev);
 		return rc;
 	}
+	rvi_reap_start(dev);
 	dev->caps.max_msg = dev->max_msg;
 	dev->caps.max_inline =
 		dev->max_inline -
@@ -225,12 +233,19 @@ int rvi_open(const struct rv_options *opt, struct rv_dev **out)
 static void free_conns(struct rv_dev *dev)
 {
 	/* All closed before any is freed: they hang in one another's lists. */
-	for (uint32_t i = 0; i < dev->nr_conns; i++)
-		rvi_close_conn(dev->conns[i]);
-	for (uint32_t i = 0; i < dev->nr_conns; i++) {
-		free(dev->conns[i]->reads);
-		free(dev->conns[i]->sends);
-		free(dev->conns[i]);
+	for (uint32_t i = 0; i < at_load(&dev->nr_conns); i++)
+		rvi_close_conn(rvi_conn_at(dev, i));
+	rvi_helper_end(dev);
+	for (uint32_t i = 0; i < at_load(&dev->nr_conns); i++) {
+		if (rvi_conn_at(dev, i)->id)
+			rvi_reap(dev, rvi_conn_at(dev, i)->id, NULL, 0);
+	}
+	for (uint32_t i = 0; i < at_load(&dev->nr_conns); i++) {
+		struct rv_conn *conn = at_load(&dev->conns[i]);
+
+		free(at_load(&conn->reads));
+		free(conn->sends);
+		free(conn);
 	}
 	free(dev->conns);
 }
@@ -274,6 +289,7 @@ void rvi_close(struct rv_dev *dev)
 	rb_close(dev->epfd);
 	pthread_mutex_destroy(&dev->region_lock);
 	free(dev->stash);
+	free(dev->odd);
 	free(dev->qpn_table);
 	free(dev);
 }

@@ -2,11 +2,14 @@
 /*
  * The provider's frame before each message, and its bytes around the core's connection data.
  *
- *   frame          offset 0  u8   magic and version of the frame, 0xa1
- *   (8 bytes,      offset 1  u8   type: 1 message, 2 credits only
+ *   frame          offset 0  u8   magic and version of the frame, 0xa2
+ *   (8 bytes,      offset 1  u8   type: 1 message, 2 credits only, 3 offer, 4 ready
  *   little-endian) offset 2  u16  credits returned
- *                  offset 4  u16  bytes of the message that follows; 0 in type 2
+ *                  offset 4  u16  bytes that follow: of the message; 0, 12, 4 in types 2, 3, 4
  *                  offset 6  u16  sequence number of this direction, from 0, wrapping
+ *
+ *   offer          u32 number of the pair, u32 queue pair number, u32 first packet number
+ *   ready          u32 number of the pair. Both are about queue pairs for READs: pair.c
  *
  *   seal           8 bytes behind the message of a sealed connection (rv.h): the MAC
  *
@@ -25,6 +28,7 @@
 
 #include <errno.h>
 #include <sodium.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -33,10 +37,17 @@
 #include "verbs/rv.h"
 
 #define RVI_FRAME_BYTES 8
-#define RVI_FRAME_MAGIC 0xa1
+#define RVI_FRAME_MAGIC 0xa2
+#define RVI_OFFER_BYTES 12
+#define RVI_READY_BYTES 4
 #define RVI_PDATA_MAX 196 /* the largest of the three; an accept's */
 
-enum rvi_frame_type { RVI_FRAME_MSG = 1, RVI_FRAME_CREDITS = 2 };
+enum rvi_frame_type {
+	RVI_FRAME_MSG = 1,
+	RVI_FRAME_CREDITS = 2,
+	RVI_FRAME_OFFER = 3,
+	RVI_FRAME_READY = 4,
+};
 
 struct rvi_frame {
 	uint8_t type;
@@ -52,6 +63,24 @@ static inline void rvi_frame_put(uint8_t *p, const struct rvi_frame *f)
 	put_le16(p + 6, f->seq);
 }
 
+/* Tells whether a frame of that type may have that length. A credit message that grants nothing is
+ * refused, else a flood of them would be legal. */
+static inline bool rvi_frame_fits(const struct rvi_frame *f)
+{
+	switch (f->type) {
+	case RVI_FRAME_MSG:
+		return f->len;
+	case RVI_FRAME_CREDITS:
+		return !f->len && f->grant;
+	case RVI_FRAME_OFFER:
+		return f->len == RVI_OFFER_BYTES;
+	case RVI_FRAME_READY:
+		return f->len == RVI_READY_BYTES;
+	default:
+		return false;
+	}
+}
+
 /* Reads a frame. Returns 0 or -EPROTO. byte_len is the length that the device reports. */
 static inline int rvi_frame_get(const uint8_t *p, size_t byte_len, struct rvi_frame *out)
 {
@@ -64,10 +93,7 @@ static inline int rvi_frame_get(const uint8_t *p, size_t byte_len, struct rvi_fr
 	f.grant = get_le16(p + 2);
 	f.len = get_le16(p + 4);
 	f.seq = get_le16(p + 6);
-	if (f.len != byte_len - RVI_FRAME_BYTES)
-		return -EPROTO;
-	/* A credit message that grants nothing is refused, else a flood of them would be legal. */
-	if (f.type == RVI_FRAME_MSG ? !f.len : f.type != RVI_FRAME_CREDITS || f.len || !f.grant)
+	if (f.len != byte_len - RVI_FRAME_BYTES || !rvi_frame_fits(&f))
 		return -EPROTO;
 	*out = f;
 	return 0;

@@ -7,7 +7,8 @@
  * completion queue for receives and one for sends and READs, both on one completion channel. A
  * sleeper is woken by every receive, but by finished READs only if it asked (arm): hence two
  * queues. rdma_cm only carries the handshake. The queue pairs are ours, taken through their states
- * here. So no queue pair ever has the REMOTE_WRITE that rdma_cm would give it.
+ * here. So no queue pair ever has the REMOTE_WRITE that rdma_cm would give it. A connection has
+ * two of them: one for messages, and one for READs (pair.c).
  *
  * The ledger. Every READ under way has a slot with a generation, every send a slot, every receive
  * buffer a state. Each completion is checked against it. A fence resolves the slots for which no
@@ -27,6 +28,7 @@
 #include "base/assert.h"
 #include "base/atomic.h"
 #include "base/child.h"
+#include "base/slow.h"
 #include "base/util.h"
 #include "cm_table.h"
 #include "frame.h"
@@ -37,8 +39,14 @@
 #define RVI_CREDITS_MIN 4u
 /* receive buffers kept for credit messages: send.c says why two are enough */
 #define RVI_CREDIT_BUFS 2u
+/* the same for the frames that make a queue pair for READs: pair.c says why two are enough */
+#define RVI_PAIR_BUFS 2u
+/* receive buffers for all frames that cost no credit */
+#define RVI_FREE_BUFS (RVI_CREDIT_BUFS + RVI_PAIR_BUFS)
 /* messages of one connection that the device has not finished with */
 #define RVI_SENDS_MAX 64u
+/* queue pairs that are being destroyed, besides the living ones */
+#define RVI_CLOSING_MAX 16u
 #define RVI_HALF_OPEN_MAX 64u    /* requests not yet accepted, and accepts not yet confirmed */
 /* a step of connecting may take so long, at least; dev->connect_ns */
 #define RVI_CONNECT_NS (2500 * NSEC_PER_MSEC)
@@ -95,11 +103,12 @@ struct rvi_pool {
 
 /* --- connections --- */
 
-/* A READ. Any thread takes it (read.c); poll or the fence gives it back. */
+/* A READ. Any thread takes it and gives it back (read.c). */
 struct rvi_read {
-	/* odd = under way. Outlives connections: tokens of an earlier one never match */
+	/* generation and state (ledger.h). Outlives connections: tokens of an earlier one never
+	 * match */
 	_Atomic uint32_t gen;
-	_Atomic uint32_t next;       /* free list */
+	uint32_t name;               /* [const] kind and index of its token */
 	_Atomic uint64_t cookie;
 };
 
@@ -109,22 +118,54 @@ struct rvi_send {                    /* [progress] */
 	struct rvi_buf *buf;         /* NULL: it went inline */
 };
 
+/* The states of a connection's queue pair for READs; pair.c has the steps. */
+enum rvi_pair_state {
+	RVI_PAIR_NONE = 0, /* reads are not allowed here */
+	RVI_PAIR_MAKING, /* the helper makes ours, in the place of one that was lost */
+	RVI_PAIR_OFFERED, /* ours is made, and the peer is told */
+	RVI_PAIR_TYING, /* the helper ties ours to the peer's */
+	RVI_PAIR_LINKED, /* ours is tied to the peer's, and serves READs */
+	RVI_PAIR_READY, /* the peer's serves too: READs may be posted */
+	RVI_PAIR_LOST, /* a READ failed, or the peer offers the next: the core stops reads */
+};
+
+/* A connection's queue pair for READs. [progress] */
+struct rvi_pair {
+	enum rvi_pair_state state;
+	_Atomic int done; /* the helper is done: 1, or -errno. Release */
+	uint32_t number; /* counts the pairs of this connection, from 1 */
+	uint32_t psn;
+	/* the peer's next one; 0 = it has not offered it yet */
+	uint32_t peer_qpn, peer_psn;
+	bool peer_ready; /* TYING, LINKED: the peer's serves already */
+	bool say_offer, say_ready; /* frames that have found no room yet */
+	int64_t heard_at; /* the last message before the first pair is ready */
+};
+
+/* Work for the helper; helper.c. */
+struct rvi_task {
+	struct list node; /* guarded by helper.lock: link in helper.tasks */
+	struct rv_conn *conn; /* const */
+	void (*run)(struct rv_conn *conn);
+};
+
 struct rv_conn {
 	struct rv_dev *dev;          /* const */
 	uint32_t index;              /* const */
-	/* enum rvi_state; stored by progress; UP is a release store: qp is set */
+	/* enum rvi_state; stored by progress */
 	_Atomic int state;
-	struct ibv_qp *qp;
-	struct rvi_read *reads;      /* const after the first use */
+	_Atomic int reads_open; /* READs may be posted; a release store: reads_qp is set */
+	/* queue pair for READs: const while they are open; the helper's while it is at it */
+	struct ibv_qp *reads_qp;
+	_Atomic(struct rvi_read *) reads; /* const after the first use */
+	_Atomic(void *) user;        /* stays while a READ is under way: any thread looks */
 	/* post_reads: the device refused a doorbell; the progress side ends the connection */
 	_Atomic int kicked;
 
-	/* {tag 32, head 32}: the tag makes ABA visible */
-	cache_aligned _Atomic uint64_t free_reads;
-
 	/* [progress] from here on */
 	cache_aligned struct rdma_cm_id *id;
-	void *user;
+	struct ibv_qp *qp; /* for messages */
+	struct rvi_pair pair;
 	uint32_t epoch;              /* number of this use of the struct, for held buffers */
 	uint32_t qpn;
 	struct rv_conn *qpn_next;
@@ -142,6 +183,7 @@ struct rv_conn {
 	bool active;                 /* counted in nr_active */
 	bool half_open;              /* counted in nr_half_open */
 	bool cm_used;                /* a request or an accept went out: worth a disconnect */
+	bool stops, destroys; /* left to the helper; const until it is done */
 	bool reads_allowed;
 	bool deliver;                /* DOWN: messages that came before the end still count */
 	/* READs to serve / to have under way, clamped by the handshake */
@@ -154,8 +196,14 @@ struct rv_conn {
 	int end_status, end_wc;
 	bool end_by_flush;           /* no cause known yet */
 
+	/* enum rvi_qp_stage: the end of the queue pair. Release: stored by the helper */
+	_Atomic int stage;
+	struct rvi_task end_task, pair_task; /* tasks of its end, and of the next pair */
+	bool tell; /* the helper has to tell the peer; const while it works */
+
 	struct list link;            /* dev->free_conns, dev->closed */
-	uint32_t report_slot;        /* CLOSED: next slot to report */
+	struct list pairs; /* dev->pairs */
+	uint32_t report_slot; /* CLOSED, or its pair is made again: next slot to report */
 	struct sockaddr_storage peer;
 	uint32_t data_len;
 	uint8_t data[RVI_PDATA_MAX + 60];
@@ -168,6 +216,25 @@ struct rvi_region {
 	struct ibv_mr *mr;
 };
 
+/* Stages of the end of a queue pair; helper.c. */
+enum rvi_qp_stage {
+	RVI_QP_LIVE = 0,
+	RVI_QP_STOPPED,
+	RVI_QP_GONE,
+	RVI_QP_STUCK, /* cannot be destroyed */
+};
+
+/* A thread that stops, destroys and makes queue pairs; helper.c. */
+struct rvi_helper {
+	pthread_t thread;
+	pthread_mutex_t lock;
+	pthread_cond_t more;
+	struct list tasks; /* guarded by lock, as the rest */
+	bool runs, stop;
+	int fd; /* const after open; readable when there is news */
+	_Atomic int news; /* sc: some connection came to its next stage */
+};
+
 /* Destroys what the connection manager keeps of closed connections; reap.c. */
 struct rvi_reaper {
 	pthread_t thread;
@@ -175,6 +242,8 @@ struct rvi_reaper {
 	pthread_cond_t more;
 	struct list ids;             /* guarded by lock, as the rest */
 	uint32_t nr;                 /* number in ids, and in work */
+	struct list stock;           /* records to use */
+	uint32_t nr_stock;
 	bool runs, stop;
 };
 
@@ -196,6 +265,7 @@ struct rv_dev {
 	/* messages that a peer may send before any frame came (frame.h) */
 	unsigned credit_class;
 	uint32_t max_inline, credits, max_reads, max_sge, max_conns, max_slots, nr_sends;
+	uint32_t max_qps; /* max_conns, and room for queue pairs that are being destroyed */
 	unsigned ifindex;            /* the GID's network interface; 0 = none */
 	uint8_t port, max_responder, max_initiator;
 	uint8_t ack_timeout;          /* const after open */
@@ -205,20 +275,29 @@ struct rv_dev {
 	void *log_ctx;
 
 	_Atomic int attention;       /* some conn->kicked is set */
+	_Atomic bool cq_broken;      /* set when one of the queues is broken */
+
+	/* the completions of the send queues, sent.c */
+	struct rvi_odd *odd;         /* const after open */
+	cache_aligned _Atomic uint32_t ticket; /* a thread polls the queue; a hint */
+	cache_aligned _Atomic uint64_t odd_free; /* {tag 32, number 32} */
+	/* number of the node that came last; RVI_NIL = none */
+	_Atomic uint32_t odd_came;
 
 	/* [progress] */
 	cache_aligned bool lost;     /* unusable */
-	/* completions taken out of the queues early, by a fence
-	 * or next_read; poll looks here first */
+	uint32_t odd_due;            /* number of the first node that is to be looked at */
+	/* receive completions that a fence took out early; poll looks here first */
 	struct ibv_wc *stash;
 	uint32_t stash_head, stash_tail, stash_max;
-	bool cq_broken;              /* set when one of the queues is broken */
 	struct rv_event spill[RVI_SPILL_MAX];
 	uint32_t spill_head, spill_tail;
 	struct list closed, ends, free_conns;
-	struct rv_conn **conns;
-	uint32_t nr_conns;           /* entries of conns that exist */
+	struct list pairs; /* connections that wait for the helper to be done with their pair */
+	_Atomic(struct rv_conn *) *conns; /* [progress] writes; any thread reads */
+	_Atomic uint32_t nr_conns;   /* entries of conns that exist; it only grows */
 	uint32_t nr_active;          /* connections with a queue pair, or about to have one */
+	uint32_t nr_closing; /* the part of nr_active that is closed */
 	uint32_t nr_half_open, nr_timed;
 	struct rv_conn **qpn_table;
 	uint32_t qpn_mask;
@@ -235,6 +314,7 @@ struct rv_dev {
 	struct list regions;         /* guarded by region_lock */
 
 	struct rvi_reaper reaper;
+	struct rvi_helper helper;
 };
 
 /* A place for poll()'s events: the caller's array, then the spill. */
@@ -260,10 +340,28 @@ void rvi_keep_end(void);
 struct ibv_context *rvi_context_open(struct ibv_device *device);
 void rvi_context_close(struct ibv_context *ctx);
 
-/* reap.c: rvi_reap takes the id over. */
+/* helper.c */
+int rvi_helper_start(struct rv_dev *dev);
+/* Ends the thread, and every queue pair. All connections are closed. */
+void rvi_helper_end(struct rv_dev *dev);
+/* Has the queue pair stopped, if there is one. [progress] */
+void rvi_stop(struct rv_conn *conn);
+/* Has a stopped queue pair destroyed. [progress] */
+void rvi_destroy(struct rv_conn *conn);
+/* Has a queue pair for READs made; destroys the one before. No thread posts. [progress] */
+void rvi_make_reads(struct rv_conn *conn);
+/* Has it tied to the peer's. [progress] */
+void rvi_tie_reads(struct rv_conn *conn);
+/* Has the next poll look at the connections that are closed, and wakes a sleeper. [any] */
+void rvi_news(struct rv_dev *dev);
+
+/* reap.c: rvi_reap takes the id over. It rejects a request with that reason, if there is one. */
 void rvi_reap_init(struct rv_dev *dev);
+void rvi_reap_start(struct rv_dev *dev);
 void rvi_reap_fini(struct rv_dev *dev);
-void rvi_reap(struct rv_dev *dev, struct rdma_cm_id *id);
+void rvi_reap(struct rv_dev *dev, struct rdma_cm_id *id, const void *reason, uint8_t nr);
+/* Rejects a request, with a reason if nr is not 0, and has its id destroyed. */
+void rvi_refuse(struct rv_dev *dev, struct rdma_cm_id *id, const void *reason, uint8_t nr);
 /* Returns true if the port is up and has a route there, or if that is unknown. */
 bool rvi_can_reach(const struct rv_dev *dev, const struct sockaddr_storage *to);
 
@@ -312,19 +410,44 @@ void rvi_conn_fail_wc(struct rv_conn *conn, int wc_status);
 void rvi_conn_protocol_error(struct rv_conn *conn, int status, const char *what);
 void rvi_conn_up(struct rv_conn *conn);
 void rvi_conn_deadline(struct rv_conn *conn, int64_t at_ns);
-void rvi_close_conn(struct rv_conn *conn);
+bool rvi_close_conn(struct rv_conn *conn);
 int rvi_seal(struct rv_conn *conn, const uint8_t out[RV_SEAL_KEY_BYTES],
 	     const uint8_t in[RV_SEAL_KEY_BYTES]);
 int rvi_allow_reads(struct rv_conn *conn);
 
 /* qp.c */
 int rvi_qp_probe_inline(struct rv_dev *dev, uint32_t *max_inline);
+int rvi_qp_probe(struct rv_dev *dev);
 int rvi_qp_create(struct rv_conn *conn);
 int rvi_qp_ready(struct rv_conn *conn);
 void rvi_qp_error(struct rv_conn *conn);
-int rvi_qp_access(struct rv_conn *conn);
-void rvi_qp_destroy(struct rv_conn *conn);
+int rvi_qp_destroy(struct ibv_qp *qp);
+void rvi_qp_gone(struct rv_conn *conn);
 struct rv_conn *rvi_qpn_find(struct rv_dev *dev, uint32_t qpn);
+/* The same for READs. */
+int rvi_qp_create_reads(struct rv_conn *conn);
+int rvi_qp_link_reads(struct rv_conn *conn);
+
+/* pair.c */
+/* Takes part in making READs possible, or does so again after READS_DOWN. The connection is UP. */
+void rvi_pair_allow(struct rv_conn *conn);
+/* Takes a frame of the peer's about it. A false one ends the connection. */
+void rvi_pair_frame(struct rv_conn *conn, const struct rvi_frame *f, const uint8_t *body,
+		    struct rvi_sink *sink);
+/* Sends what it has to say, if there is room. */
+void rvi_pair_say(struct rv_conn *conn);
+/* Judges a READ that failed: it ends the pair, or the connection. */
+void rvi_pair_failed(struct rv_conn *conn, int wc_status, struct rvi_sink *sink);
+/* Ends the pair of that queue pair, if it is one. */
+void rvi_pair_broke(struct rv_dev *dev, uint32_t qpn, struct rvi_sink *sink);
+/* A message came: the peer is awake, and has to take part in time. */
+void rvi_pair_awake(struct rv_conn *conn);
+/* Opens the pair if the peer's is ready and our READY has gone out. */
+void rvi_pair_said(struct rv_conn *conn, struct rvi_sink *sink);
+/* Returns whether the peer lets a deadline pass at which it could have made progress. */
+bool rvi_pair_overdue(const struct rv_conn *conn);
+/* Goes on with pairs that the helper was at. READs of those that are gone are reported. */
+void rvi_pairs_go_on(struct rv_dev *dev, struct rvi_sink *sink);
 
 /* cm.c */
 int rvi_listen(struct rv_dev *dev, const struct rvi_pick *pick);
@@ -346,6 +469,9 @@ void rvi_addr_pack(const struct sockaddr_storage *ip, uint16_t port, const union
 int rvi_addr_unpack(const struct rv_addr *a, struct sockaddr_storage *out);
 
 /* send.c */
+/* Posts a frame. Returns 0; -EAGAIN no room; -ENOMEM no buffer; -ENOTCONN the device refused, and
+ * the connection is over. */
+int rvi_post_frame(struct rv_conn *conn, enum rvi_frame_type type, const void *msg, uint32_t len);
 int rvi_send(struct rv_conn *conn, const void *msg, size_t len);
 void rvi_return_credits(struct rv_conn *conn);
 void rvi_send_done(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_token t,
@@ -364,9 +490,6 @@ void rvi_recv_drop(struct rv_dev *dev, struct rvi_token t);
 /* read.c */
 int rvi_reads_init(struct rv_conn *conn);
 int rvi_post_reads(struct rv_conn *conn, struct rv_read *r, unsigned n);
-/* Ends a READ that is under way. Returns its connection and
- * its cookie. NULL: no such READ is under way. */
-struct rv_conn *rvi_read_finished(struct rv_dev *dev, struct rvi_token t, uint64_t *cookie);
 void rvi_read_done(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_token t,
 		   struct rvi_sink *sink);
 bool rvi_reads_outstanding(const struct rv_conn *conn);
@@ -376,9 +499,17 @@ bool rvi_reads_report(struct rv_conn *conn, struct rvi_sink *sink);
 struct rv_event *rvi_emit(struct rvi_sink *sink, struct rv_conn *conn, enum rv_event_type type,
 			  int status);
 int rvi_poll(struct rv_dev *dev, struct rv_event *ev, unsigned max, unsigned flags);
-bool rvi_next_read(struct rv_dev *dev, uint64_t *cookie, void **user);
+int rvi_poll_cq(struct rv_dev *dev, struct ibv_cq *cq, int max, struct ibv_wc *wc);
 void rvi_drain_for(struct rv_conn *conn);
 void rvi_spill_purge(struct rv_conn *conn);
+
+/* sent.c */
+int rvi_sent_init(struct rv_dev *dev, uint32_t queue);
+int rvi_reads(struct rv_dev *dev, struct rv_read_end *out, unsigned max, bool *more);
+/* Takes the next completion that was left to the holder of the lock. Returns false if there is
+ * none. */
+bool rvi_sent_next(struct rv_dev *dev, struct ibv_wc *out);
+void rvi_sent_drain(struct rv_dev *dev);
 
 /* wake.c */
 int rvi_wake_init(struct rv_dev *dev);
@@ -392,6 +523,24 @@ void rvi_slow(struct rv_dev *dev, struct rvi_sink *sink);
 /* async.c */
 void rvi_async_events(struct rv_dev *dev, struct rvi_sink *sink);
 void rvi_lost(struct rv_dev *dev, struct rvi_sink *sink, const char *why);
+
+/* The parts of a word {tag 32, head 32}, which is a stack of numbers. The tag makes ABA visible. */
+static inline uint32_t rvi_stack_head(uint64_t word)
+{
+	return (uint32_t)word;
+}
+
+static inline uint64_t rvi_stack_word(uint64_t old, uint32_t head)
+{
+	return (old & ~(uint64_t)UINT32_MAX) + ((uint64_t)1 << 32) + head;
+}
+
+/* Returns the connection of that number, NULL if there is none. */
+static inline struct rv_conn *rvi_conn_at(const struct rv_dev *dev, uint32_t i)
+{
+	/* Acquire. Pairs with conn_new. */
+	return i < at_load_acq(&dev->nr_conns) ? at_load(&dev->conns[i]) : NULL;
+}
 
 static inline enum rvi_state rvi_state(const struct rv_conn *conn)
 {

@@ -2,8 +2,8 @@
 /*
  * Completions to events. The order within one poll: first events that an earlier poll had no room
  * for. Then connection events (if asked); completions; the ends of connections. The ends come only
- * when both queues were found empty. So a message that came before its sender left is delivered
- * before the news that it left.
+ * when the queue of messages was found empty. So a message that came before its sender left is
+ * delivered before the news that it left. The send queues' completions come from sent.c.
  */
 
 #include "ibv.h"
@@ -26,7 +26,7 @@ struct rv_event *rvi_emit(struct rvi_sink *sink, struct rv_conn *conn, enum rv_e
 		.status = status,
 		.wc_status = -1,
 		.conn = conn,
-		.user = conn ? conn->user : NULL,
+		.user = conn ? at_load(&conn->user) : NULL,
 	};
 	return e;
 }
@@ -79,32 +79,32 @@ static void completed(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_si
 	}
 }
 
-/* Polls as ibv_poll_cq does, which may say only once that the queue is broken. */
-static int poll_cq(struct rv_dev *dev, struct ibv_cq *cq, int max, struct ibv_wc *wc)
+/* Polls as ibv_poll_cq does, which may say only once that the queue is broken. [any] */
+int rvi_poll_cq(struct rv_dev *dev, struct ibv_cq *cq, int max, struct ibv_wc *wc)
 {
 	int n = ibv_poll_cq(cq, max, wc);
 
 	if (unlikely(n < 0))
-		dev->cq_broken = true;
+		at_store(&dev->cq_broken, true);
 	return n;
 }
 
-/* Takes one batch of one queue; *full: there may be more. */
-static void batch(struct rv_dev *dev, struct ibv_cq *cq, struct rvi_sink *sink, bool *full)
+/* Takes one batch of messages. Returns true if there may be more. */
+static bool batch(struct rv_dev *dev, struct rvi_sink *sink)
 {
 	struct ibv_wc wc[RVI_BATCH];
 	int want = (int)min_of(sink->max - sink->n, (unsigned)RVI_BATCH);
-	int n = want ? poll_cq(dev, cq, want, wc) : 0;
+	int n = want ? rvi_poll_cq(dev, dev->recv_cq, want, wc) : 0;
 
 	for (int i = 0; i < n; i++)
 		completed(dev, &wc[i], sink);
-	*full |= n == want;
+	return n == want;
 }
 
-/* Takes completions. Returns true if nothing is left. */
-static bool completions(struct rv_dev *dev, struct rvi_sink *sink)
+/* Takes what was taken out of the queues before. Returns true if nothing is left of it. */
+static bool taken_before(struct rv_dev *dev, struct rvi_sink *sink)
 {
-	bool full;
+	struct ibv_wc wc;
 
 	rb_assert_with(dev->stash_head <= dev->stash_tail && dev->stash_tail <= dev->stash_max,
 		       "%u..%u of %u", dev->stash_head, dev->stash_tail, dev->stash_max);
@@ -113,11 +113,24 @@ static bool completions(struct rv_dev *dev, struct rvi_sink *sink)
 			return false;
 		completed(dev, &dev->stash[dev->stash_head++], sink);
 	}
+	while (sink->n < sink->max) {
+		if (!rvi_sent_next(dev, &wc))
+			return true;
+		completed(dev, &wc, sink);
+	}
+	return false;
+}
+
+/* Takes completions. Returns true if nothing is left. */
+static bool completions(struct rv_dev *dev, struct rvi_sink *sink)
+{
+	bool full;
+
+	if (!taken_before(dev, sink))
+		return false;
 	do {
-		full = false;
-		batch(dev, dev->send_cq, sink, &full);
-		batch(dev, dev->recv_cq, sink, &full);
-		if (unlikely(dev->cq_broken)) {
+		full = batch(dev, sink);
+		if (unlikely(at_load(&dev->cq_broken))) {
 			rvi_lost(dev, sink, "a completion queue of the RDMA device is broken");
 			return true;
 		}
@@ -150,16 +163,58 @@ static void report_ends(struct rv_dev *dev, struct rvi_sink *sink)
 	}
 }
 
-static void report_closed(struct rv_dev *dev, struct rvi_sink *sink)
+/* Goes on with a queue pair that has stopped: nothing new arrives for it. */
+static void stopped(struct rv_conn *conn)
 {
-	while (!list_empty(&dev->closed)) {
-		struct rv_conn *conn = container_of(dev->closed.next, struct rv_conn, link);
+	rvi_drain_for(conn);
+	rvi_reap(conn->dev, conn->id, NULL, 0);
+	conn->id = NULL;
+	rvi_destroy(conn);
+}
+
+/* Reports the end of a connection whose queue pair is gone. Returns false if the sink is full. */
+static bool report_gone(struct rv_conn *conn, struct rvi_sink *sink)
+{
+	if (conn->qp)
+		rvi_qp_gone(conn);
+	if (!rvi_reads_report(conn, sink) || sink->n >= sink->max)
+		return false;
+	rb_assert(!rvi_reads_outstanding(conn));
+	rvi_emit(sink, conn, RV_EV_CLOSED, 0);
+	rvi_conn_release(conn);
+	return true;
+}
+
+/*
+ * Reports the end of a connection whose queue pair cannot be destroyed. Its READs stay unreported.
+ * Returns false if the sink is full.
+ */
+static bool report_stuck(struct rv_conn *conn, struct rvi_sink *sink)
+{
+	if (sink->n >= sink->max)
+		return false;
+	list_del(&conn->link); /* keeps the struct out of all lists: it is not used again */
+	rvi_emit(sink, conn, RV_EV_CLOSED, -EBUSY);
+	return true;
+}
+
+/* Takes closed connections as far as the helper has come with them. */
+static void closed_go_on(struct rv_dev *dev, struct rvi_sink *sink)
+{
+	struct list *l, *next;
+
+	at_xchg_sc(&dev->helper.news, 0);
+	list_for_each_safe(l, next, &dev->closed)
+	{
+		struct rv_conn *conn = container_of(l, struct rv_conn, link);
+		int stage = at_load_acq(&conn->stage);
 
 		rb_assert_is(rvi_state(conn), ==, RVI_CLOSED);
-		if (!rvi_reads_report(conn, sink))
-			return;
-		rb_assert(!rvi_reads_outstanding(conn));
-		rvi_conn_release(conn);
+		if (stage == RVI_QP_STOPPED && !conn->destroys)
+			stopped(conn);
+		else if ((stage == RVI_QP_GONE && !report_gone(conn, sink)) ||
+			 (stage == RVI_QP_STUCK && !report_stuck(conn, sink)))
+			at_store_sc(&dev->helper.news, 1);
 	}
 }
 
@@ -168,9 +223,9 @@ static void report_closed(struct rv_dev *dev, struct rvi_sink *sink)
 static void attend(struct rv_dev *dev)
 {
 	at_xchg_acq(&dev->attention, 0);
-	for (uint32_t i = 0; i < dev->nr_conns; i++)
-		if (at_xchg_acq(&dev->conns[i]->kicked, 0))
-			rvi_conn_down(dev->conns[i], -EIO, -1);
+	for (uint32_t i = 0; i < at_load(&dev->nr_conns); i++)
+		if (at_xchg_acq(&rvi_conn_at(dev, i)->kicked, 0))
+			rvi_conn_down(rvi_conn_at(dev, i), -EIO, -1);
 }
 
 /* Tells whether the device is gone, and everything of it was reported. */
@@ -191,86 +246,53 @@ int rvi_poll(struct rv_dev *dev, struct rv_event *ev, unsigned max, unsigned fla
 		rvi_slow(dev, &sink);
 	if (completions(dev, &sink) && unlikely(!list_empty(&dev->ends)))
 		report_ends(dev, &sink);
-	if (unlikely(!list_empty(&dev->closed)))
-		report_closed(dev, &sink);
+	if (unlikely(at_load(&dev->helper.news))) {
+		closed_go_on(dev, &sink);
+		rvi_pairs_go_on(dev, &sink);
+	}
 	if (unlikely(all_reported(dev, &sink)))
 		return rv_fail(ENODEV, "%s is gone", dev->caps.device);
 	rb_assert_is(sink.n, <=, max);
 	return (int)sink.n;
 }
 
-/* Takes a READ's completion. All else that it finds is kept for poll. */
-bool rvi_next_read(struct rv_dev *dev, uint64_t *cookie, void **user)
+/* Drops a message of the connection that is being closed. Returns false if it is another's. */
+static bool drop_message(struct rv_conn *conn, const struct ibv_wc *wc)
 {
-	struct rvi_token t;
-	struct rv_conn *conn;
-	struct ibv_wc wc;
-
-	/* Earlier completions have their turn first. */
-	if (unlikely(dev->spill_tail || dev->stash_head != dev->stash_tail) ||
-	    poll_cq(dev, dev->send_cq, 1, &wc) != 1)
-		return false;
-	t = rvi_token_unpack(wc.wr_id);
-	if (unlikely(t.kind != RVI_READ || wc.status != IBV_WC_SUCCESS)) {
-		dev->stash[0] = wc;
-		dev->stash_head = 0;
-		dev->stash_tail = 1;
-		return false;
-	}
-	conn = rvi_read_finished(dev, t, cookie);
-	if (likely(conn != NULL))
-		*user = conn->user;
-	return conn;
-}
-
-/* Drops a completion of the connection that is being closed: the ledger reports its READs. */
-static bool drop_completion(struct rv_conn *conn, const struct ibv_wc *wc)
-{
-	struct rvi_token t = rvi_token_unpack(wc->wr_id);
-
-	if (t.kind == RVI_READ || t.kind == RVI_SEND)
-		return rvi_index_conn(t.index) == conn->index;
 	if (wc->qp_num != conn->qpn)
 		return false;
-	rvi_recv_drop(conn->dev, t);
+	rvi_recv_drop(conn->dev, rvi_token_unpack(wc->wr_id));
 	return true;
 }
 
-static void drain_queue(struct rv_conn *conn, struct ibv_cq *cq)
-{
-	struct rv_dev *dev = conn->dev;
-	struct ibv_wc wc[RVI_BATCH];
-	int n;
-
-	do {
-		n = poll_cq(dev, cq, RVI_BATCH, wc);
-		for (int i = 0; i < n; i++) {
-			if (drop_completion(conn, &wc[i]))
-				continue;
-			/* This cannot overflow: all in the stash is still
-			 * under way, and both queues hold all that can be. */
-			rb_require(dev->stash_tail < dev->stash_max);
-			dev->stash[dev->stash_tail++] = wc[i];
-		}
-	} while (n == RVI_BATCH);
-}
-
 /*
- * Empties the queues for a queue pair that ends. So no completion stays behind to be mistaken for
- * one of a later queue pair of the same number. Nor does one count against the queues' size. Other
- * connections' completions wait in the stash.
+ * Empties the queue of messages for a queue pair that ends. So no message stays behind to be
+ * mistaken for one of a later queue pair of the same number. Other connections' messages wait in
+ * the stash. The send queues need no such care: their tokens tell one use of a connection from the
+ * next.
  */
 void rvi_drain_for(struct rv_conn *conn)
 {
 	struct rv_dev *dev = conn->dev;
+	struct ibv_wc wc[RVI_BATCH];
 	uint32_t kept = 0;
+	int n;
 
 	rb_assert_is(dev->stash_head, <=, dev->stash_tail);
 	for (uint32_t i = dev->stash_head; i < dev->stash_tail; i++)
-		if (!drop_completion(conn, &dev->stash[i]))
+		if (!drop_message(conn, &dev->stash[i]))
 			dev->stash[kept++] = dev->stash[i];
 	dev->stash_head = 0;
 	dev->stash_tail = kept;
-	drain_queue(conn, dev->send_cq);
-	drain_queue(conn, dev->recv_cq);
+	do {
+		n = rvi_poll_cq(dev, dev->recv_cq, RVI_BATCH, wc);
+		for (int i = 0; i < n; i++) {
+			if (drop_message(conn, &wc[i]))
+				continue;
+			/* This cannot overflow: all in the stash is still
+			 * under way, and the queue holds all that can be. */
+			rb_require(dev->stash_tail < dev->stash_max);
+			dev->stash[dev->stash_tail++] = wc[i];
+		}
+	} while (n == RVI_BATCH);
 }

@@ -1,86 +1,92 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * READs: the hot path. Posting is [any] and lock-free on our side. A chain of n slots is taken from
- * the free list with one compare-and-swap. Its requests are posted with one doorbell. (The driver
- * takes its own lock or makes a system call: not ours to avoid.)
+ * READs: the hot path. Posting is [any] and lock-free on our side. (The driver takes its own lock
+ * or makes a system call: not ours to avoid.)
  *
  * The requests live on the poster's stack, not in the slots. A driver may show a request to the
  * device before it has read where the next one is (rxe does). So another thread may take a finished
  * slot while the first poster's call still walks its chain.
  *
- * The free list is a stack {tag, head} in one word. Every change of it moves the tag. So the
- * compare-and-swap notices a walk along `next` that raced with another thread. Until then the walk
- * only read numbers that are in bounds.
+ * A slot is taken by one compare-and-swap on its generation. Another one gives it back, and ends
+ * the READ (ledger.h). No list of free slots exists, so threads share no word of it. A thread looks
+ * from the place on that its cookie leads to. It mostly finds the first slot free, and the next
+ * READ with such a cookie takes the same one.
  *
- * A slot is given back by poll and next_read, by the fence's report, or by the poster whose post
- * failed. Its generation is odd exactly while a READ is under way. Each READ is one step to odd and
- * one to even, which makes "reported exactly once" true. Pairs: the poster's store-release of gen
- * with the poller's load-acquire (cookie).
+ * The step to free ends the READ. Any thread may make it that found the completion. So may the
+ * fence's report, and a poster whose post failed. That makes "reported exactly once" true.
  */
 #include <stdlib.h>
 
 #include "base/fast.h"
 #include "ibv.h"
+#include "ledger.h"
 #include "status.h"
-
-static uint32_t head_of(uint64_t list)
-{
-	return (uint32_t)list;
-}
-
-static uint64_t list_word(uint64_t old, uint32_t head)
-{
-	return (old & ~(uint64_t)UINT32_MAX) + ((uint64_t)1 << 32) + head;
-}
 
 int rvi_reads_init(struct rv_conn *conn)
 {
 	uint32_t n = conn->dev->max_reads;
+	struct rvi_read *reads;
 
-	if (conn->reads)
+	if (at_load(&conn->reads))
 		return 0;
-	conn->reads = calloc(n, sizeof(*conn->reads));
-	if (!conn->reads)
+	reads = calloc(n, sizeof(*reads));
+	if (!reads)
 		return rv_fail(ENOMEM, "no memory for %u reads", n);
-	for (uint32_t i = 0; i < n; i++)
-		at_store(&conn->reads[i].next, i + 1 < n ? i + 1 : RVI_NIL);
-	at_store_rel(&conn->free_reads, 0);
+	/* the upper half of a token */
+	for (uint32_t i = 0; i < n; i++) {
+		uint32_t index = rvi_index(conn->index, i);
+
+		reads[i].name = (uint32_t)(rvi_token_pack(RVI_READ, index, 0) >> 32);
+	}
+	at_store_rel(&conn->reads, reads);
 	return 0;
 }
 
-/* Takes up to n slots, chained by next from *first. Returns how many. */
-static unsigned take_slots(struct rv_conn *conn, unsigned n, uint32_t *first)
+static inline struct rvi_read *slot_at(const struct rv_conn *conn, uint32_t i)
 {
-	uint64_t old = at_load_acq(&conn->free_reads);
-
-	for (;;) {
-		uint32_t i = head_of(old), next = i;
-		unsigned got = 0;
-
-		while (got < n && next != RVI_NIL) {
-			next = at_load(&conn->reads[next].next);
-			got++;
-		}
-		if (!got)
-			return 0;
-		if (at_cas_weak_ar(&conn->free_reads, &old, list_word(old, next))) {
-			*first = i;
-			return got;
-		}
-	}
+	return &at_load(&conn->reads)[i];
 }
 
-/* Gives back the slot of a READ that is over: its next generation is even, and the slot free. */
-static void give_slot(struct rv_conn *conn, uint32_t i)
+/* Returns the slot from which a READ of that cookie looks for a free one. */
+static inline uint32_t slot_for(const struct rv_dev *dev, uint64_t cookie)
 {
-	struct rvi_read *s = &conn->reads[i];
-	uint64_t old = at_load(&conn->free_reads);
+	/* Spreads cookies that are near each other, so that no two threads write one line. */
+	uint32_t spread = (uint32_t)cookie * UINT32_C(0x9e3779b1);
 
-	rb_assert_with(i < conn->dev->max_reads && (at_load(&s->gen) & 1), "slot %u", i);
-	at_store(&s->gen, at_load(&s->gen) + 1);
-	do {
-		at_store(&s->next, head_of(old));
-	} while (!at_cas_weak_ar(&conn->free_reads, &old, list_word(old, i)));
+	return (uint32_t)((uint64_t)spread * dev->max_reads >> 32);
+}
+
+/* Takes slot i. Returns false if it is not free. */
+static inline bool take_this(struct rv_conn *conn, uint32_t i)
+{
+	/* sc. Pairs with rvi_end_slot. A read without a slot says that it waits, and looks
+	 * again. */
+	uint32_t gen = at_load_sc(&slot_at(conn, i)->gen);
+
+	rb_assert_with(i < conn->dev->max_reads, "slot %u", i);
+	return likely(!(gen & RVI_READ_BUSY)) &&
+	       likely(at_cas_ar(&slot_at(conn, i)->gen, &gen, gen + RVI_READ_TAKEN));
+}
+
+/* Takes the first free slot behind slot i. Returns its number, or RVI_NIL. */
+static __attribute__((noinline)) uint32_t take_next(struct rv_conn *conn, uint32_t i)
+{
+	uint32_t max = conn->dev->max_reads;
+
+	for (uint32_t looks = 0; looks < max; looks++) {
+		i = i + 1 < max ? i + 1 : 0;
+		if (take_this(conn, i))
+			return i;
+	}
+	return RVI_NIL;
+}
+
+/* Takes a slot for a READ of that cookie. Returns its number, or RVI_NIL. */
+static inline uint32_t take_read_slot(struct rv_conn *conn, uint64_t cookie)
+{
+	uint32_t i = slot_for(conn->dev, cookie);
+
+	return take_this(conn, i) ? i : take_next(conn, i);
 }
 
 static int check_chain(const struct rv_conn *conn, const struct rv_read *r)
@@ -129,20 +135,19 @@ static int fill_pieces(const struct rv_read *r, struct ibv_sge *to)
 static inline void fill_request(struct rv_conn *conn, uint32_t i, const struct rv_read *r,
 			struct ibv_send_wr *wr, struct ibv_sge *to, int n)
 {
-	struct rvi_read *s = &conn->reads[i];
-	uint32_t gen = at_load(&s->gen) + 1;
+	struct rvi_read *s = slot_at(conn, i);
+	uint32_t gen = at_load(&s->gen) + 1; /* TAKEN to POSTED */
 
 	rb_assert_with(i < conn->dev->max_reads && (gen & 1), "slot %u", i);
 	rb_assert_is((uint32_t)n, <=, conn->dev->max_sge);
 	/* Field by field: clearing all 128 bytes costs more than
 	 * the rest, and a READ's post looks at no others. */
-	wr->wr_id = rvi_token_pack(RVI_READ, rvi_index(conn->index, i), gen);
+	wr->wr_id = (uint64_t)s->name << 32 | gen;
 	wr->next = NULL;
 	wr->sg_list = to;
 	wr->num_sge = n;
 	wr->opcode = IBV_WR_RDMA_READ;
 	wr->send_flags = IBV_SEND_SIGNALED;
-	wr->imm_data = 0;
 	wr->wr.rdma.remote_addr = r->addr;
 	wr->wr.rdma.rkey = r->rkey;
 	at_store(&s->cookie, r->cookie);
@@ -159,8 +164,11 @@ static int post_failed(struct rv_conn *conn, unsigned got, const struct ibv_send
 	int posted = (int)got;
 
 	for (; bad; bad = bad->next) {
-		rb_assert_is(rvi_token_unpack(bad->wr_id).kind, ==, RVI_READ);
-		give_slot(conn, rvi_index_slot(rvi_token_unpack(bad->wr_id).index));
+		struct rvi_token t = rvi_token_unpack(bad->wr_id);
+		uint32_t slot = rvi_index_slot(t.index);
+
+		rb_assert_is(t.kind, ==, RVI_READ);
+		rvi_end_slot(slot_at(conn, slot), t.gen);
 		posted--;
 	}
 	rb_assert_is(posted, >=, 0);
@@ -182,7 +190,6 @@ static __attribute__((noinline)) int post_chain(struct rv_conn *conn, struct rv_
 	struct ibv_send_wr *bad = NULL;
 	unsigned ok = 0, got, pieces = 0;
 	struct chain c;
-	uint32_t i;
 	int rc = 0;
 
 	n = min_of(n, RVI_CHAIN_MAX);
@@ -195,109 +202,96 @@ static __attribute__((noinline)) int post_chain(struct rv_conn *conn, struct rv_
 	}
 	if (!ok)
 		return rc;
-	got = take_slots(conn, ok, &i);
-	if (!got)
-		return -EAGAIN;
-	rb_assert_is(got, <=, ok);
 	c.nr_sge = 0;
-	for (unsigned k = 0; k < got; k++) {
-		uint32_t next = at_load(&conn->reads[i].next);
+	for (got = 0; got < ok; got++) {
+		uint32_t i = take_read_slot(conn, r[got].cookie);
+		int filled;
 
-		int filled = fill_pieces(&r[k], &c.sge[c.nr_sge]);
-
-		fill_request(conn, i, &r[k], &c.wr[k], &c.sge[c.nr_sge], filled);
+		if (i == RVI_NIL)
+			break;
+		filled = fill_pieces(&r[got], &c.sge[c.nr_sge]);
+		fill_request(conn, i, &r[got], &c.wr[got], &c.sge[c.nr_sge], filled);
 		c.nr_sge += (unsigned)filled;
 		rb_assert_is(c.nr_sge, <=, array_size(c.sge));
-		if (k)
-			c.wr[k - 1].next = &c.wr[k];
-		i = next;
+		if (got)
+			c.wr[got - 1].next = &c.wr[got];
 	}
-	rc = ibv_post_send(conn->qp, c.wr, &bad);
+	if (!got)
+		return -EAGAIN;
+	rc = ibv_post_send(conn->reads_qp, c.wr, &bad);
 	return likely(!rc) ? (int)got : post_failed(conn, got, bad, rc);
 }
 
-/* Posts a chain of one, as nearly all posts are. Nearly all of these have one landing piece. */
-static int post_one(struct rv_conn *conn, const struct rv_read *r)
+/* Posts a READ whose landing pieces are n entries of sge. */
+static inline __attribute__((always_inline)) int
+post_pieces(struct rv_conn *conn, const struct rv_read *r, struct ibv_sge *sge, int n)
 {
-	struct rv_dev *dev = conn->dev;
-	struct ibv_sge sge[RV_READ_SGE_MAX];
+	uint32_t i = take_read_slot(conn, r->cookie);
 	struct ibv_send_wr wr, *bad = NULL;
-	uint64_t old = at_load_acq(&conn->free_reads);
-	uint32_t i;
-	int rc, n = 1;
+	int rc;
 
-	if (likely(r->nr_sge == 1 && r->sge[0].length - 1 < dev->max_msg)) {
-		sge[0].addr = (uintptr_t)r->sge[0].addr;
-		sge[0].length = r->sge[0].length;
-		sge[0].lkey = r->sge[0].lkey;
-	} else {
-		rc = check_chain(conn, r);
-		if (rc)
-			return rc;
-		n = fill_pieces(r, sge);
-	}
-	do {
-		i = head_of(old);
-		if (unlikely(i == RVI_NIL))
-			return -EAGAIN;
-	} while (unlikely(!at_cas_weak_ar(&conn->free_reads, &old,
-					  list_word(old, at_load(&conn->reads[i].next)))));
+	if (unlikely(i == RVI_NIL))
+		return -EAGAIN;
 	fill_request(conn, i, r, &wr, sge, n);
-	rc = ibv_post_send(conn->qp, &wr, &bad);
+	rc = ibv_post_send(conn->reads_qp, &wr, &bad);
 	return likely(!rc) ? 1 : post_failed(conn, 1, bad, rc);
+}
+
+/* Posts one READ with any pieces. */
+static __attribute__((noinline)) int post_one(struct rv_conn *conn, const struct rv_read *r)
+{
+	struct ibv_sge sge[RV_READ_SGE_MAX];
+	int rc = check_chain(conn, r);
+
+	return rc ? rc : post_pieces(conn, r, sge, fill_pieces(r, sge));
 }
 
 int rvi_post_reads(struct rv_conn *conn, struct rv_read *r, unsigned n)
 {
-	if (unlikely(at_load_acq(&conn->state) != RVI_UP))
+	struct ibv_sge sge;
+
+	/* Acquire. Pairs with open_pair. The queue pair stays, as the connection does (rv.h). */
+	if (unlikely(!at_load_acq(&conn->reads_open))) {
+		if (rvi_state(conn) == RVI_UP)
+			return -EAGAIN; /* READS_UP follows */
 		return rv_fail(ENOTCONN, "the connection is not up");
-	return RB_FAST(n == 1) ? post_one(conn, r) : post_chain(conn, r, n);
+	}
+	if (unlikely(!RB_FAST(n == 1)))
+		return post_chain(conn, r, n);
+	/* Nearly all posts are of one READ with one landing piece. */
+	if (unlikely(r->nr_sge != 1 || r->sge[0].length - 1 >= conn->dev->max_msg))
+		return post_one(conn, r);
+	sge.addr = (uintptr_t)r->sge[0].addr;
+	sge.length = r->sge[0].length;
+	sge.lkey = r->sge[0].lkey;
+	return post_pieces(conn, r, &sge, 1);
 }
 
-/* Returns the connection of a token that is still under way, or NULL. */
-static struct rv_conn *owner_of(struct rv_dev *dev, struct rvi_token t)
-{
-	uint32_t ci = rvi_index_conn(t.index), slot = rvi_index_slot(t.index);
-	struct rv_conn *conn = ci < dev->nr_conns ? dev->conns[ci] : NULL;
-
-	if (!conn || !conn->reads || slot >= dev->max_reads || !(t.gen & 1))
-		return NULL;
-	return at_load_acq(&conn->reads[slot].gen) == t.gen ? conn : NULL;
-}
-
-struct rv_conn *rvi_read_finished(struct rv_dev *dev, struct rvi_token t, uint64_t *cookie)
-{
-	struct rv_conn *conn = owner_of(dev, t);
-	uint32_t slot = rvi_index_slot(t.index);
-
-	if (unlikely(!conn))
-		return NULL;
-	*cookie = at_load(&conn->reads[slot].cookie);
-	give_slot(conn, slot);
-	return conn;
-}
-
+/* Reports a READ that failed, or that made way for others (rvi_sent_drain). */
 void rvi_read_done(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_token t,
 		   struct rvi_sink *sink)
 {
-	uint64_t cookie;
-	struct rv_conn *conn = rvi_read_finished(dev, t, &cookie);
+	struct rv_read_end end;
+	struct rv_conn *conn = rvi_end_read(dev, t, &end);
 	struct rv_event *e;
 
 	if (unlikely(!conn))
 		return;
-	e = rvi_emit(sink, conn, RV_EV_READ, rvi_wc_errno(wc->status));
-	e->cookie = cookie;
-	if (likely(wc->status == IBV_WC_SUCCESS))
+	/* The fence reports no other cause than itself. */
+	bool closed = rvi_state(conn) == RVI_CLOSED;
+
+	e = rvi_emit(sink, conn, RV_EV_READ, closed ? -ECONNRESET : rvi_wc_errno(wc->status));
+	e->cookie = end.cookie;
+	if (closed || wc->status == IBV_WC_SUCCESS)
 		return;
 	e->wc_status = wc->status;
-	rvi_conn_fail_wc(conn, wc->status);
+	rvi_pair_failed(conn, wc->status, sink);
 }
 
 bool rvi_reads_outstanding(const struct rv_conn *conn)
 {
-	for (uint32_t i = 0; conn->reads && i < conn->dev->max_reads; i++)
-		if (at_load_acq(&conn->reads[i].gen) & 1)
+	for (uint32_t i = 0; at_load(&conn->reads) && i < conn->dev->max_reads; i++)
+		if (at_load_acq(&slot_at(conn, i)->gen) & RVI_READ_POSTED)
 			return true;
 	return false;
 }
@@ -307,14 +301,18 @@ bool rvi_reads_outstanding(const struct rv_conn *conn)
 bool rvi_reads_report(struct rv_conn *conn, struct rvi_sink *sink)
 {
 	for (; conn->report_slot < conn->dev->max_reads; conn->report_slot++) {
-		struct rvi_read *s = &conn->reads[conn->report_slot];
+		struct rvi_read *s = slot_at(conn, conn->report_slot);
+		uint32_t gen = at_load_acq(&s->gen);
+		uint64_t cookie = at_load(&s->cookie);
 
-		if (!(at_load_acq(&s->gen) & 1))
+		if (!(gen & RVI_READ_POSTED))
 			continue;
 		if (sink->n >= sink->max)
 			return false;
-		rvi_emit(sink, conn, RV_EV_READ, -ECONNRESET)->cookie = at_load(&s->cookie);
-		give_slot(conn, conn->report_slot);
+		/* Other threads may still find completions from before the fence. */
+		if (!rvi_end_slot(s, gen))
+			continue;
+		rvi_emit(sink, conn, RV_EV_READ, -ECONNRESET)->cookie = cookie;
 	}
 	return true;
 }

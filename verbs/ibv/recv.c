@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Messages in, through one shared receive queue. It holds opt.credits + RVI_CREDIT_BUFS buffers for
+ * Messages in, through one shared receive queue. It holds opt.credits + RVI_FREE_BUFS buffers for
  * each connection. So a peer that keeps its credits never meets an empty queue. A peer that does
  * not is cut off at its first message too many.
  */
@@ -11,7 +11,7 @@
  * device and the core hold. 0 or -ENOMEM with a text. */
 int rvi_recv_fill(struct rv_dev *dev)
 {
-	uint32_t need = dev->nr_active * (dev->credits + RVI_CREDIT_BUFS);
+	uint32_t need = dev->nr_active * (dev->credits + RVI_FREE_BUFS);
 
 	rb_assert_is(dev->nr_posted + dev->nr_held_live, <=, dev->recv_pool.nr);
 	while (dev->nr_posted + dev->nr_held_live < need) {
@@ -65,7 +65,7 @@ void rvi_recv_done(struct rv_dev *dev, uint64_t token)
 
 	if (!b)
 		return;
-	conn = dev->conns[b->conn];
+	conn = rvi_conn_at(dev, b->conn);
 	if (conn->epoch != b->epoch) {
 		give_buffer_back(dev, b);
 		return;
@@ -162,7 +162,7 @@ void rvi_recv_completed(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_
 	dev->nr_posted--;
 	if (wc->status != IBV_WC_SUCCESS) {
 		give_buffer_back(dev, b);
-		if (conn)
+		if (conn && rvi_state(conn) != RVI_CLOSED)
 			recv_failed(conn, wc->status);
 		return;
 	}
@@ -182,10 +182,13 @@ void rvi_recv_completed(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_
 	if (rvi_state(conn) == RVI_ACCEPTING)
 		rvi_confirmed(conn, sink, true);
 	rvi_writable(conn, sink);
-	if (f.type == RVI_FRAME_CREDITS) {
+	if (f.type != RVI_FRAME_MSG) {
+		if (f.type != RVI_FRAME_CREDITS)
+			rvi_pair_frame(conn, &f, b->mem + RVI_FRAME_BYTES, sink);
 		give_buffer_back(dev, b);
 		return;
 	}
+	rvi_pair_awake(conn);
 	rb_assert_is(conn->rx_window, >, 0);
 	rvi_assert_credits(conn);
 	conn->rx_window--;

@@ -70,6 +70,7 @@ int rvi_reg(struct rv_dev *dev, void *base, size_t length, int fd, uint64_t iova
 	r = malloc(sizeof(*r));
 	if (!r)
 		return rv_fail(ENOMEM, "no memory for a registration");
+	rb_slow(RB_SLOW_REGISTER);
 	r->mr = remote ? ibv_reg_mr_iova(dev->pd, base, length, iova, IBV_ACCESS_REMOTE_READ)
 		       : ibv_reg_mr(dev->pd, base, length, IBV_ACCESS_LOCAL_WRITE);
 	if (!r->mr) {
@@ -105,6 +106,7 @@ int rvi_dereg(struct rv_dev *dev, struct rv_mr *mr)
 	pthread_mutex_unlock(&dev->region_lock);
 	/* The call stands outside the lock: on rxe a WRITE in
 	 * progress can hold it up for some 50 s. */
+	rb_slow(RB_SLOW_DEREGISTER);
 	rc = ibv_dereg_mr(r->mr);
 	if (rc) {
 		/* The memory must not be reused, for any reason: fail closed. */

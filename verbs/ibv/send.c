@@ -9,7 +9,8 @@
  * These messages cost no credit, and cannot deadlock: they have receive buffers of their own,
  * RVI_CREDIT_BUFS for each connection. Two are enough. At most opt.credits can be on their way back
  * at once. Each such message carries at least half of them. Its buffer is posted again the moment
- * it is looked at. They have send slots of their own for the same reason.
+ * it is looked at. They have send slots of their own for the same reason. So have the frames of
+ * pair.c.
  */
 #include "ibv.h"
 
@@ -90,9 +91,7 @@ static int fill_frame(struct rv_conn *conn, struct rvi_send *s, const struct rvi
 	return 0;
 }
 
-/* Posts a frame. Returns 0; -EAGAIN no room; -ENOMEM no buffer;
- * -ENOTCONN the device refused, and the connection is over. */
-static int post_frame(struct rv_conn *conn, enum rvi_frame_type type, const void *msg, uint32_t len)
+int rvi_post_frame(struct rv_conn *conn, enum rvi_frame_type type, const void *msg, uint32_t len)
 {
 	struct rvi_frame f = {
 		.type = (uint8_t)type,
@@ -161,7 +160,7 @@ int rvi_send(struct rv_conn *conn, const void *msg, size_t len)
 		conn->want_write = true;
 		return -EAGAIN;
 	}
-	rc = post_frame(conn, RVI_FRAME_MSG, msg, (uint32_t)len);
+	rc = rvi_post_frame(conn, RVI_FRAME_MSG, msg, (uint32_t)len);
 	if (rc == -EAGAIN)
 		conn->want_write = true;
 	if (rc)
@@ -177,14 +176,14 @@ void rvi_return_credits(struct rv_conn *conn)
 	    !conn->to_return)
 		return;
 	/* No slot or no buffer: the next completion of a send comes back here. */
-	post_frame(conn, RVI_FRAME_CREDITS, NULL, 0);
+	rvi_post_frame(conn, RVI_FRAME_CREDITS, NULL, 0);
 }
 
 void rvi_send_done(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_token t,
 		   struct rvi_sink *sink)
 {
 	uint32_t ci = rvi_index_conn(t.index), slot = rvi_index_slot(t.index);
-	struct rv_conn *conn = ci < dev->nr_conns ? dev->conns[ci] : NULL;
+	struct rv_conn *conn = rvi_conn_at(dev, ci);
 
 	if (!conn || slot >= dev->nr_sends || conn->sends[slot].gen != t.gen || !(t.gen & 1))
 		return;
@@ -193,6 +192,8 @@ void rvi_send_done(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_token
 		rvi_conn_fail_wc(conn, wc->status);
 		return;
 	}
+	rvi_pair_say(conn);
+	rvi_pair_said(conn, sink);
 	rvi_return_credits(conn);
 	rvi_writable(conn, sink);
 }

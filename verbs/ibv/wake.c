@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Sleeping. One epoll descriptor stands for the completion channel, the connection manager and the
- * async events. It also has a timer for the connect deadlines.
+ * Sleeping. One epoll descriptor stands for the completion channel, the connection manager, the
+ * async events and the helper's news. It also has a timer for the connect deadlines.
  *
  * Arming follows the rule of completion channels: ask for notification, poll once more (the core
  * does), then sleep. Only disarm and arm take notifications out of the channel. If poll did so, a
@@ -16,7 +16,7 @@
 #include "base/limit.h"
 #include "ibv.h"
 
-enum { WAKE_CHANNEL, WAKE_CM, WAKE_ASYNC, WAKE_TIMER };
+enum { WAKE_CHANNEL, WAKE_CM, WAKE_ASYNC, WAKE_TIMER, WAKE_HELPER };
 
 static int watch_fd(struct rv_dev *dev, int fd, uint32_t what)
 {
@@ -45,6 +45,8 @@ int rvi_wake_init(struct rv_dev *dev)
 		rc = watch_fd(dev, dev->cm->fd, WAKE_CM);
 	if (!rc)
 		rc = watch_fd(dev, dev->ctx->async_fd, WAKE_ASYNC);
+	if (!rc)
+		rc = watch_fd(dev, dev->helper.fd, WAKE_HELPER);
 	return rc ? rc : watch_fd(dev, dev->timerfd, WAKE_TIMER);
 }
 
@@ -111,8 +113,8 @@ void rvi_wake_timer(struct rv_dev *dev)
 	struct itimerspec t = { 0 };
 	int64_t first = dev->sends_watch_ns;
 
-	for (uint32_t i = 0; i < dev->nr_conns && dev->nr_timed; i++) {
-		int64_t d = dev->conns[i]->deadline_ns;
+	for (uint32_t i = 0; i < at_load(&dev->nr_conns) && dev->nr_timed; i++) {
+		int64_t d = rvi_conn_at(dev, i)->deadline_ns;
 
 		if (d && (!first || d < first))
 			first = d;
@@ -143,8 +145,9 @@ static void timer_fired(struct rv_dev *dev)
 void rvi_slow(struct rv_dev *dev, struct rvi_sink *sink)
 {
 	bool timer = false, drained = true;
-	struct epoll_event e[4];
-	int n = epoll_wait(dev->epfd, e, 4, 0);
+	struct epoll_event e[5];
+	int n = epoll_wait(dev->epfd, e, 5, 0);
+	uint64_t news;
 
 	for (int i = 0; i < n; i++) {
 		switch (e[i].data.u32) {
@@ -156,6 +159,9 @@ void rvi_slow(struct rv_dev *dev, struct rvi_sink *sink)
 			break;
 		case WAKE_TIMER:
 			timer = true;
+			break;
+		case WAKE_HELPER: /* the caller looks at the news next */
+			(void)!read(dev->helper.fd, &news, sizeof(news));
 			break;
 		default:
 			break;

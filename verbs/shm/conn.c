@@ -37,7 +37,7 @@ int rvs_conn_new(struct rv_dev *dev, int sock, enum rvs_state state, struct rv_c
 	conn->dev = dev;
 	conn->process_source = RVS_SRC_PROCESS;
 	conn->sock = sock;
-	conn->box_fd = conn->process = -1;
+	conn->box_fd = -1;
 	memset(conn->hello_fds, -1, sizeof(conn->hello_fds));
 	conn->index = index;
 	conn->gen = ++dev->next_gen;
@@ -45,6 +45,7 @@ int rvs_conn_new(struct rv_dev *dev, int sock, enum rvs_state state, struct rv_c
 	list_init(&conn->attn);
 	list_init(&conn->timed);
 	list_init(&conn->told);
+	list_init(&conn->mapped);
 	pthread_mutex_init(&conn->rx_lock, NULL);
 	dev->conns[index] = conn;
 	dev->nr_conns++;
@@ -93,8 +94,8 @@ static void release_conn(struct rv_conn *conn)
 	rvs_close_fds(conn->hello_fds, RVS_PKT_FDS);
 	memset(conn->hello_fds, -1, sizeof(conn->hello_fds));
 	conn->sock = conn->box_fd = -1;
-	if (conn->peer_page)
-		munmap(conn->peer_page, sizeof(*conn->peer_page));
+	rvs_onlooker_put(conn->onlooker);
+	conn->onlooker = NULL;
 	conn->peer_page = NULL;
 	rvs_segs_fini(conn);
 	rvs_ring_fini(&conn->tx);
@@ -246,15 +247,16 @@ int rvs_allow_reads(struct rv_conn *conn)
 	return 0;
 }
 
-void rvs_close_conn(struct rv_conn *conn)
+bool rvs_close_conn(struct rv_conn *conn)
 {
 	if (!conn)
-		return;
+		return false;
 	rb_assert_is(at_load(&conn->state), !=, RVS_CLOSED);
 	fence(conn);
 	release_conn(conn);
 	if (!conn->rx.nr_taken)
 		rvs_conn_free(conn);
+	return false;
 }
 
 void rvs_peer_text(struct rv_conn *conn, char *buf, size_t size)

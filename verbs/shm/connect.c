@@ -124,6 +124,12 @@ int rvs_hold_peer(struct rv_conn *conn, uint32_t credits, int fds[RVS_PKT_FDS], 
 		goto close_fds;
 	}
 	rb_not_in_child(map, sizeof(struct rvs_page));
+	conn->onlooker = rvs_onlooker_new(map);
+	if (!conn->onlooker) {
+		munmap(map, sizeof(struct rvs_page));
+		rc = rv_fail(ENOMEM, "shm: no memory for a connection");
+		goto close_fds;
+	}
 	conn->peer_page = map;
 	if (conn->peer_page->magic != RVS_MAGIC || conn->peer_page->version != RVS_VERSION) {
 		rc = rv_fail(EPROTO, "shm: the peer's page is not what it should be");
@@ -134,6 +140,7 @@ int rvs_hold_peer(struct rv_conn *conn, uint32_t credits, int fds[RVS_PKT_FDS], 
 		goto close_fds;
 	conn->peer_keys = conn->peer_page->key;
 	conn->peer_serve = &conn->tx.box->serve;
+	conn->peer_lets_look = &conn->tx.box->lets_look;
 
 close_fds: /* the connection holds what it took; it is freed by the caller if this failed */
 	rvs_close_fds(fds, nr_fds);

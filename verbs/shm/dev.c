@@ -142,6 +142,7 @@ static void close_dev(struct rv_dev *dev)
 			rvs_conn_free(dev->conns[i]);
 	}
 	rb_assert_is(dev->nr_conns, ==, 0);
+	rvs_looks_fini(dev);
 	rb_assert(!dev->nr_watch && !dev->nr_greeting && !at_load(&dev->nr_spans));
 	rb_assert(list_empty(&dev->attn) && list_empty(&dev->timed) && list_empty(&dev->told));
 	rvs_keys_fini(dev);
@@ -183,6 +184,7 @@ static struct rv_dev *make_dev(const struct rv_options *opt)
 	list_init(&dev->timed);
 	list_init(&dev->regions);
 	list_init(&dev->told);
+	list_init(&dev->outliving);
 	pthread_mutex_init(&dev->lock, NULL);
 	return dev;
 }
@@ -249,10 +251,10 @@ static int rvs_fd(struct rv_dev *dev)
 }
 
 /* READs are over when they are posted. */
-static bool next_read(struct rv_dev *dev, uint64_t *cookie, void **user)
+static int reads(struct rv_dev *dev, struct rv_read_end *out, unsigned max, bool *more)
 {
-	(void)dev, (void)cookie, (void)user;
-	return false;
+	(void)dev, (void)out, (void)max, (void)more;
+	return 0;
 }
 
 /* Does nothing: only the two ends can write to a connection's memory and socket. */
@@ -280,9 +282,10 @@ const struct rv_ops rv_shm_ops = {
 	.allow_reads = rvs_allow_reads,
 	.send = rvs_send,
 	.post_reads = rvs_post_reads,
+	.look = &rvs_look_ops,
 	.will_read = rvs_will_read,
 	.poll = rvs_poll,
-	.next_read = next_read,
+	.reads = reads,
 	.recv_done = rvs_recv_done,
 	.arm = rvs_arm,
 	.disarm = rvs_disarm,

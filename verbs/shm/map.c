@@ -15,9 +15,14 @@
  *   again for later regions. A late reader copies zeros or another region's bytes, and then fails
  *   its second look at the key's word.
  *
+ * A span that is looked at (look.c) is neither dropped nor used again: looks count in it. A look
+ * counts, then loads the segment's word; a drop stores word = 0, then loads the count. So a look
+ * that goes on is seen by the drop. The span keeps its mapping until its looks are over, also
+ * behind the end of its connection. Only then may it be unmapped: no READ is at it any more.
+ *
  * Spans are powers of two. So the space kept stays below about twice the largest sum that was ever
  * mapped. Their number and sum are bounded: a peer cannot use up this process' addresses or
- * mappings.
+ * mappings. A span that outlives its connection for a view counts in the number alone.
  *
  * A region that cannot be mapped is a lack on this side, which ends nothing. It is noted as missed,
  * and its descriptor dropped. A READ that needs it asks the peer for it again. Only that READ fails
@@ -111,6 +116,34 @@ static void *reserve_span(size_t length)
 	return base;
 }
 
+/* Puts zero pages where a peer's region was, for a later one. conn->rx_lock held. */
+static void give_up_span(struct rv_conn *conn, struct rvs_span *s)
+{
+	rvs_assert_held(&conn->rx_lock);
+	/* Failing, the peer's memory stays mapped until close_conn. That costs memory only. */
+	if (mmap(s->base, s->length, PROT_READ,
+		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED)
+		rvs_log(conn->dev, 1, "shm: cannot let go of a peer's region: %s", strerror(errno));
+	s->next = conn->spans;
+	conn->spans = s;
+}
+
+/* Gives up dropped mappings whose looks are over. conn->rx_lock held. */
+static void give_up_unlooked(struct rv_conn *conn)
+{
+	struct rvs_span **at = &conn->looked_at, *s;
+
+	rvs_assert_held(&conn->rx_lock);
+	while ((s = *at)) {
+		if (at_load_acq(&s->refs) != 1) {
+			at = &s->next;
+			continue;
+		}
+		*at = s->next;
+		give_up_span(conn, s);
+	}
+}
+
 /*
  * Takes address space for a region; conn->rx_lock held. Returns -ENOMEM, -EMLINK for too many
  * mappings, -EFBIG for too many bytes.
@@ -121,6 +154,7 @@ static int take_span(struct rv_conn *conn, size_t length, struct rvs_span **out)
 
 	rvs_assert_held(&conn->rx_lock);
 	rb_assert_with(length >= 4096 && !(length & (length - 1)), "%zu", length);
+	give_up_unlooked(conn);
 	for (at = &conn->spans; (s = *at); at = &s->next)
 		if (s->length == length) {
 			*at = s->next;
@@ -141,6 +175,8 @@ static int take_span(struct rv_conn *conn, size_t length, struct rvs_span **out)
 		return -ENOMEM;
 	}
 	s->length = length;
+	at_store(&s->refs, 1);
+	list_init(&s->node);
 	conn->nr_spans++;
 	conn->span_bytes += length;
 	at_add(&conn->dev->nr_spans, 1);
@@ -148,32 +184,27 @@ static int take_span(struct rv_conn *conn, size_t length, struct rvs_span **out)
 	return 0;
 }
 
-/* Drops a mapping. conn->rx_lock held. */
+/* Drops a mapping, or leaves it to the looks at it. conn->rx_lock held. */
 static void drop_mapping(struct rv_conn *conn, struct rvs_seg *seg)
 {
-	struct rvs_span *s;
-	uintptr_t base = at_load(&seg->base);
-	size_t length = span_of(at_load(&seg->length));
+	struct rvs_span *s = at_load(&conn->news[seg - conn->segs].span);
 
+	rb_slow(RB_SLOW_UNMAP);
 	rvs_assert_held(&conn->rx_lock);
-	rb_assert(at_load(&seg->word) && base);
+	rb_assert(at_load(&seg->word) && (uintptr_t)s->base == at_load(&seg->base));
 	rb_assert_is(seg - conn->segs, <, conn->segs_end);
 	rb_assert_with(conn->nr_mapped > 0 && conn->nr_mapped <= conn->nr_spans, "%u of %u",
 		       conn->nr_mapped, conn->nr_spans);
-	at_store(&seg->word, 0);
+	at_store_sc(&seg->word, 0); /* Pairs with look_at in look.c */
+	at_store(&seg->length, 0); /* else the key 0 would find it, in read_value() */
 	conn->nr_mapped--;
-	/* Failing again, the peer's memory stays mapped until
-	 * close_conn. That costs memory only. */
-	s = malloc(sizeof(*s));
-	if (mmap((void *)base, length, PROT_READ,
-		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED)
-		rvs_log(conn->dev, 1, "shm: cannot let go of a peer's region: %s", strerror(errno));
-	if (!s)
+	list_del(&s->node);
+	if (likely(at_load_sc(&s->refs) == 1)) {
+		give_up_span(conn, s);
 		return;
-	s->base = (void *)base;
-	s->length = length;
-	s->next = conn->spans;
-	conn->spans = s;
+	}
+	s->next = conn->looked_at;
+	conn->looked_at = s;
 }
 
 /* Notes a region that is not mapped for a lack on this side. conn->rx_lock held. */
@@ -192,6 +223,7 @@ static int map_over(struct rv_conn *conn, struct rvs_span *s, size_t length, int
 {
 	int err;
 
+	rb_slow(RB_SLOW_MAP);
 	if (mmap(s->base, length, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0) != MAP_FAILED)
 		return 0;
 	err = errno;
@@ -245,15 +277,16 @@ static int add_region(struct rv_conn *conn, const struct rvs_packet *p, int fd)
 	rb_assert_is(s->length, >=, p->length);
 	rb_assert_is(at_load(&seg->word), ==, 0);
 	rb_not_in_child(s->base, p->length);
-	/* Partner of all four: find_bytes in read.c. Each is a release,
+	/* Partner of all: find_bytes in read.c, and look in look.c. Each is a release,
 	 * so that word = 0 is seen before them. */
+	list_add(&conn->mapped, &s->node);
+	at_store_rel(&news->span, s);
 	at_store_rel(&seg->base, (uintptr_t)s->base);
 	at_store_rel(&seg->iova, p->iova);
 	at_store_rel(&seg->length, p->length);
 	at_store_rel(&seg->word, p->word);
 	news->mapped = RVS_WORD_COUNT(p->word);
 	news->state = RVS_NOT_MISSED;
-	free(s);
 	conn->nr_mapped++;
 	conn->segs_end = max_of(conn->segs_end, index + 1);
 	rb_assert_is(conn->nr_mapped, <=, conn->nr_spans);
@@ -397,8 +430,8 @@ int rvs_drain(struct rv_conn *conn, unsigned max, struct rvs_taken *out)
 
 /*
  * Lets go of the regions that the peer revoked since the last look. Returns true if that has to
- * come later. The count is the peer's: a bad peer could have this side look through many regions
- * all the time. [progress]
+ * come later. The count is the peer's, and so are the indexes of its keys. A bad peer could have
+ * this side look through the whole table all the time. [progress]
  */
 bool rvs_drop_revoked(struct rv_conn *conn, int64_t now)
 {
@@ -409,7 +442,8 @@ bool rvs_drop_revoked(struct rv_conn *conn, int64_t now)
 	if (likely(revoked == conn->seen_revoked))
 		return false;
 	pthread_mutex_lock(&conn->rx_lock);
-	later = conn->nr_mapped > RVS_SCAN_FEW && now < conn->scanned_at + RVS_WINDOW_NS;
+	give_up_unlooked(conn);
+	later = conn->segs_end > RVS_SCAN_FEW && now < conn->scanned_at + RVS_WINDOW_NS;
 	for (uint32_t i = 0, left = later ? 0 : conn->nr_mapped; left && i < conn->segs_end; i++) {
 		uint64_t word = at_load(&conn->segs[i].word);
 
@@ -425,25 +459,76 @@ bool rvs_drop_revoked(struct rv_conn *conn, int64_t now)
 	return false;
 }
 
-void rvs_segs_fini(struct rv_conn *conn)
+static void unmap_span(struct rvs_span *s)
+{
+	munmap(s->base, s->length);
+	free(s);
+}
+
+/* Ends a look, or the connection. The last one unmaps the span, which is in dev->outliving then. */
+void rvs_span_put(struct rv_dev *dev, struct rvs_span *s)
+{
+	if (at_sub_ar(&s->refs, 1) != 1)
+		return;
+	pthread_mutex_lock(&dev->lock);
+	list_del(&s->node);
+	pthread_mutex_unlock(&dev->lock);
+	at_sub(&dev->nr_spans, 1);
+	rb_slow(RB_SLOW_UNMAP);
+	unmap_span(s);
+}
+
+/* Leaves a span to the looks at it. Its connection ends, so no further look begins. */
+static void outlive(struct rv_dev *dev, struct rvs_span *s)
+{
+	/* Acquire. Pairs with rvs_span_put: looks at the bytes come before the unmapping. */
+	if (likely(at_load_acq(&s->refs) == 1)) {
+		unmap_span(s);
+		return;
+	}
+	at_add(&dev->nr_spans, 1);
+	pthread_mutex_lock(&dev->lock);
+	list_add_tail(&dev->outliving, &s->node);
+	pthread_mutex_unlock(&dev->lock);
+	rvs_span_put(dev, s);
+}
+
+/* Unmaps what is still looked at: the device closes. */
+void rvs_spans_fini(struct rv_dev *dev)
+{
+	struct list *l;
+
+	while ((l = list_pop(&dev->outliving))) {
+		at_sub(&dev->nr_spans, 1);
+		unmap_span(container_of(l, struct rvs_span, node));
+	}
+}
+
+static void outlive_all(struct rv_dev *dev, struct rvs_span **list)
 {
 	struct rvs_span *s;
 
+	while ((s = *list)) {
+		*list = s->next;
+		outlive(dev, s);
+	}
+}
+
+void rvs_segs_fini(struct rv_conn *conn)
+{
+	struct list *l;
+
 	if (!conn->segs)
 		return;
+	rb_slow(RB_SLOW_UNMAP);
 	rb_assert_is(at_load(&conn->dev->nr_spans), >=, conn->nr_spans);
 	rb_assert_is(conn->nr_spans, >=, conn->nr_mapped);
 	at_sub(&conn->dev->nr_spans, conn->nr_spans);
 	conn->nr_spans = 0;
-	for (uint32_t i = 0; i < conn->segs_end; i++)
-		if (at_load(&conn->segs[i].word))
-			munmap((void *)at_load(&conn->segs[i].base),
-			       span_of(at_load(&conn->segs[i].length)));
-	while ((s = conn->spans)) {
-		conn->spans = s->next;
-		munmap(s->base, s->length);
-		free(s);
-	}
+	while ((l = list_pop(&conn->mapped)))
+		outlive(conn->dev, container_of(l, struct rvs_span, node));
+	outlive_all(conn->dev, &conn->looked_at);
+	outlive_all(conn->dev, &conn->spans);
 	munmap(conn->segs, SEGS_BYTES);
 	conn->segs = NULL;
 }

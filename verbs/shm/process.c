@@ -49,16 +49,13 @@ void rvs_process_watch(struct rv_conn *conn)
 		rb_close(fd);
 		return;
 	}
-	rb_assert_is(conn->process, ==, -1);
-	conn->process = fd;
+	rb_assert_is(conn->onlooker->process, ==, -1);
+	conn->onlooker->process = fd;
 }
 
+/* Hears of it no more. The descriptor is the onlooker's. */
 void rvs_process_unwatch(struct rv_conn *conn)
 {
-	if (conn->process < 0)
-		return;
-	/* A child may still have a copy. */
-	epoll_ctl(conn->dev->epoll, EPOLL_CTL_DEL, conn->process, NULL);
-	rb_close(conn->process);
-	conn->process = -1;
+	if (conn->onlooker && conn->onlooker->process >= 0)
+		epoll_ctl(conn->dev->epoll, EPOLL_CTL_DEL, conn->onlooker->process, NULL);
 }

@@ -116,9 +116,31 @@ static __attribute__((noinline)) int fetch(struct rv_conn *conn, uint32_t rkey, 
 	return got.eof ? -ECONNRESET : rvs_missed(conn, rkey);
 }
 
+/* Finds bytes for a look, and the key's word. Returns 0 or -errno. [any] */
+int rvs_find(struct rv_conn *conn, uint32_t rkey, uint64_t addr, uint64_t length,
+	     const void **at, uint64_t *word)
+{
+	struct source src;
+	int rc = find_bytes(conn, rkey, addr, length, &src);
+
+	if (unlikely(rc == MISSING))
+		rc = fetch(conn, rkey, addr, length, &src);
+	if (unlikely(rc))
+		return rc;
+	*at = src.from;
+	*word = src.word;
+	return 0;
+}
+
 static __attribute__((noinline)) int refused(struct rv_conn *conn, struct rv_read *r, int status)
 {
+	uint32_t serve = at_load_acq(conn->peer_serve);
+
 	rb_assert_is(status, <, 0);
+	/* The end of the connection comes before the end of its keys. If both have come, it is the
+	 * reason. The caller loaded the key with acquire. */
+	if (status == -EACCES && serve != RVS_SERVE_READS)
+		status = serve_error(serve);
 	r->status = status;
 	rvs_break(conn, -status,
 		  status == -EACCES	      ? RVS_WC_REM_ACCESS_ERR
@@ -160,6 +182,7 @@ static inline bool read_value(struct rv_conn *conn, struct rv_read *r)
 	if (unlikely((uint32_t)word != r->rkey || at_load(&seg->word) != word ||
 		     !lies_in(offset, length, seg_length)))
 		return false;
+	rb_slow_bytes(RB_SLOW_COPY, length);
 	copy(r->sge[0].addr, from + offset, length);
 	rvs_after_copy(); /* the second look, as below */
 	if (unlikely(at_load(&conn->peer_keys[RVS_KEY_INDEX(r->rkey)]) != word ||
@@ -210,7 +233,7 @@ static inline int second_look(const struct rv_conn *conn, uint32_t rkey, uint64_
 	uint32_t serve;
 
 	rvs_after_copy();
-	if (unlikely(at_load(&conn->peer_keys[RVS_KEY_INDEX(rkey)]) != word))
+	if (unlikely(at_load_acq(&conn->peer_keys[RVS_KEY_INDEX(rkey)]) != word))
 		return -EACCES;
 	serve = at_load(conn->peer_serve);
 	return likely(serve == RVS_SERVE_READS) ? 0 : serve_error(serve);
@@ -241,6 +264,7 @@ static __attribute__((noinline)) int read_one(struct rv_conn *conn, struct rv_re
 	if (unlikely(rc))
 		return refused(conn, r, rc);
 	rb_assert((uint32_t)src.word == r->rkey && (src.word & RVS_WORD_LIVE));
+	rb_slow_bytes(RB_SLOW_COPY, total);
 	copy_landing(r, src.from);
 	rc = second_look(conn, r->rkey, src.word);
 	if (unlikely(rc))

@@ -8,7 +8,8 @@
  *
  *   page   one memfd per device, written by its device, mapped read-only by every peer. It has the
  *          sleeping flag, and one 64-bit word per key. A READ is good only if the key's word is the
- *          same before and after the copy.
+ *          same before and after the copy. It also has the marks of what this device looks at in
+ *          memory of its peers (look.c).
  *   box    one memfd per connection and direction, made by the side that receives. It has the ring
  *          of messages to it, and the word that says whether the other side may READ. So each side
  *          grants its own number of credits. One segment for both would need both numbers.
@@ -44,12 +45,13 @@
 #include "base/assert.h"
 #include "base/atomic.h"
 #include "base/child.h"
+#include "base/slow.h"
 #include "base/util.h"
 #include "verbs/rv.h"
 #include "verbs/rv_error.h"
 
 #define RVS_MAGIC 0x6d687272u        /* "rrhm" */
-#define RVS_VERSION 3u
+#define RVS_VERSION 4u
 #define RVS_KEY_BITS 16
 #define RVS_NR_KEYS (1u << RVS_KEY_BITS)
 #define RVS_KEY_INDEX(key) ((key) & (RVS_NR_KEYS - 1))
@@ -64,7 +66,7 @@
 #define RVS_WINDOW_NS RVS_RETRY_NS   /* progress reads RVS_WINDOW_PACKETS of a peer in each */
 #define RVS_WINDOW_PACKETS 64u       /* wake-ups for which there was a reason are not counted */
 #define RVS_MAX_REGIONS 8192u        /* regions of one peer, mapped here or their addresses kept */
-#define RVS_SCAN_FEW 64u             /* regions that are looked through at any time */
+#define RVS_SCAN_FEW 64u             /* places of regions, looked through at any time */
 /* the numbers of enum ibv_wc_status, which this provider must not include */
 #define RVS_WC_LOC_PROT_ERR 4
 #define RVS_WC_REM_ACCESS_ERR 10
@@ -84,11 +86,20 @@ struct rvs_page {
 	/* counts dereg(): peers look whether they map something dead */
 	cache_aligned _Atomic uint32_t revoked;
 	cache_aligned _Atomic uint64_t key[RVS_NR_KEYS];
+	/* looks: no place from here on was ever used; the device's looks have all begun */
+	cache_aligned _Atomic uint32_t places_end;
+	_Atomic uint32_t leaves;
+	cache_aligned struct rvs_place {
+		_Atomic uint64_t word[RV_MARK_WORDS]; /* word[0]: 0 = no mark */
+		uint64_t unused;
+	} place[RV_LOOKS];
 };
 _Static_assert(offsetof(struct rvs_page, sleeping) == 64, "layout is shared between processes");
 _Static_assert(offsetof(struct rvs_page, revoked) == 128, "layout is shared between processes");
 _Static_assert(offsetof(struct rvs_page, key) == 192, "layout is shared between processes");
-_Static_assert(sizeof(struct rvs_page) == 192 + 8 * RVS_NR_KEYS,
+_Static_assert(offsetof(struct rvs_page, places_end) == 192 + 8 * RVS_NR_KEYS,
+	       "layout is shared between processes");
+_Static_assert(sizeof(struct rvs_page) == 256 + 8 * RVS_NR_KEYS + 32 * RV_LOOKS,
 	       "layout is shared between processes");
 
 enum rvs_serve { RVS_SERVE_NONE = 0, RVS_SERVE_READS = 1, RVS_SERVE_FENCED = 2 };
@@ -97,6 +108,7 @@ enum rvs_serve { RVS_SERVE_NONE = 0, RVS_SERVE_READS = 1, RVS_SERVE_FENCED = 2 }
 struct rvs_box {
 	/* receiver writes: enum rvs_serve; the sender checks around READs */
 	cache_aligned _Atomic uint32_t serve;
+	_Atomic uint32_t lets_look; /* receiver writes: the sender may look, too */
 	cache_aligned _Atomic uint32_t want;    /* sender writes: it waits for a slot */
 	cache_aligned unsigned char end[];
 };
@@ -178,14 +190,21 @@ struct rvs_news {
 	uint32_t missed;                        /* the count of the word that was missed */
 	uint32_t asked_ms;                      /* time when it was asked for; the clock may wrap */
 	uint16_t state, why;                    /* enum rvs_missed; the errno of the miss */
+	/* place of the mapping; looks read it without the lock: map.c */
+	_Atomic(struct rvs_span *) span;
 };
 
-/* Address space of a mapping that is gone. It stays readable
- * for a READ that still looks at it, until it is used again. */
+/*
+ * Address space for a mapping. It stays readable when the mapping is gone, until it is used again.
+ * A READ may still be at it. A mapping that is looked at may outlive its connection.
+ */
 struct rvs_span {
 	struct rvs_span *next;
 	void *base;
 	size_t length;
+	_Atomic uint32_t refs; /* count: 1 of the connection, 1 of each look */
+	/* Link in conn->mapped, by rx_lock; later in dev->outliving, by dev->lock. */
+	struct list node;
 };
 
 enum rvs_state {
@@ -214,6 +233,7 @@ struct rv_conn {
 	struct rvs_seg *segs;                   /* RVS_NR_KEYS of them, by key index */
 	const _Atomic uint64_t *peer_keys;      /* peer_page->key */
 	const _Atomic uint32_t *peer_serve;     /* tx.box->serve */
+	const _Atomic uint32_t *peer_lets_look; /* tx.box->lets_look */
 
 	/* Owner: progress, except where said. */
 	cache_aligned enum rvs_source source;   /* first thing epoll's data points at */
@@ -227,7 +247,7 @@ struct rv_conn {
 	uint32_t wake_pos;                      /* rx.post_pos at the last wake-up */
 	int64_t scanned_at;                     /* time when its regions were last looked through */
 	enum rvs_source process_source;         /* the same */
-	int process;                            /* pidfd of the peer while UP, or -1; process.c */
+	struct rv_onlooker *onlooker; /* the peer's process and page */
 	struct rvs_page *peer_page;
 	struct rvs_ring rx, tx;
 	/* place in dev->conns; of the token; place in dev->watch or -1 */
@@ -263,7 +283,16 @@ struct rv_conn {
 	struct rvs_news *news;                  /* guarded by rx_lock */
 	uint32_t nr_mapped, nr_spans;           /* guarded by rx_lock; spans: mapped or kept */
 	uint64_t span_bytes;                    /* guarded by rx_lock */
-	struct rvs_span *spans;                 /* guarded by rx_lock */
+	struct rvs_span *spans; /* guarded by rx_lock; free ones */
+	struct rvs_span *looked_at; /* guarded by rx_lock; dropped but for looks */
+	struct list mapped; /* guarded by rx_lock; spans of segments */
+};
+
+/* A peer's process, by its end and its page. Shared by its connection and the core. */
+struct rv_onlooker {
+	const struct rvs_page *page;
+	int process; /* pidfd, or -1; process.c */
+	uint32_t refs; /* owner: progress */
 };
 
 /* The word in which a connection's next message will appear, for poll(). Owner: progress. */
@@ -303,6 +332,7 @@ struct rv_dev {
 	uint32_t key_count;
 	uint64_t order;
 	struct list regions, told;
+	struct list outliving; /* spans whose connections are gone */
 	uint64_t max_mapped;                    /* const after open: bytes of one peer */
 	uint32_t max_spans;                     /* const after open: mappings of all peers */
 	_Atomic uint32_t nr_spans;              /* atomic: of all connections */
@@ -412,10 +442,21 @@ void rvs_map_bounds(struct rv_dev *dev);
 int rvs_missed(struct rv_conn *conn, uint32_t rkey);
 int rvs_drain(struct rv_conn *conn, unsigned max, struct rvs_taken *out);
 bool rvs_drop_revoked(struct rv_conn *conn, int64_t now);
+void rvs_span_put(struct rv_dev *dev, struct rvs_span *s);
+void rvs_spans_fini(struct rv_dev *dev);
 
 /* read.c */
 int rvs_post_reads(struct rv_conn *conn, struct rv_read *r, unsigned n);
 void rvs_will_read(struct rv_conn *conn, uint32_t rkey, uint64_t addr, uint64_t length);
+
+int rvs_find(struct rv_conn *conn, uint32_t rkey, uint64_t addr, uint64_t length,
+	     const void **at, uint64_t *word);
+
+/* look.c: looks of this device, and of its peers */
+void rvs_looks_fini(struct rv_dev *dev);
+struct rv_onlooker *rvs_onlooker_new(const struct rvs_page *page);
+void rvs_onlooker_put(struct rv_onlooker *o);
+extern const struct rv_look_ops rvs_look_ops;
 
 /* ring.c: messages */
 int rvs_box_create(struct rvs_ring *rx, uint32_t credits, int *fd);
@@ -440,7 +481,7 @@ void rvs_notify(struct rv_conn *conn, enum rv_event_type type, int status);
 void rvs_watch_add(struct rv_conn *conn);
 void rvs_watch_del(struct rv_conn *conn);
 int rvs_allow_reads(struct rv_conn *conn);
-void rvs_close_conn(struct rv_conn *conn);
+bool rvs_close_conn(struct rv_conn *conn);
 void rvs_peer_text(struct rv_conn *conn, char *buf, size_t size);
 
 /* connect.c, accept.c: the handshake from both sides */

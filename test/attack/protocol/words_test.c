@@ -250,6 +250,7 @@ FOE_TEST(payload__hides_words)
 		r.addr = f->reply_loc.addr;
 		r.rkey = f->reply_loc.rkey[f->ops->kind];
 		r.sge[0] = (struct rv_sge){ memory, (uint32_t)bytes, mr.lkey };
+		FOE_UNTIL(f, f->reads_up || f->ops == &rv_shm_ops || f->ended);
 		TG_IS(f->ops->post_reads(f->conn, &r, 1), 1);
 		if (f->ops == &rv_shm_ops)
 			TG_OK(r.status);

@@ -68,16 +68,10 @@ static int status_of(pid_t pid)
 static struct rref_ctx *join(int rank)
 {
 	struct rref_options o;
-	struct rref_ctx *ctx;
 
 	tg_options(&o, rank);
-	o.functions = tg_functions;
-	o.nr_functions = tg_nr_functions;
 	o.stall_timeout = 0;
-	TG_OK(rref_init(&o, &ctx));
-	tg_add_refs(ctx);
-	tg_meet_serving(ctx, 15);
-	return ctx;
+	return tg_join_by(&o);
 }
 
 /* ---- a helper lives on ---- */

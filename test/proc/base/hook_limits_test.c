@@ -380,20 +380,6 @@ TG_TEST(callbacks__all_wait_for_an_inline_handler, 2)
 
 /* ---- how deep ---- */
 
-static long switches(void)
-{
-	FILE *f = fopen("/proc/thread-self/status", "r");
-	char line[100];
-	long n = -1;
-
-	TG_CHECK(f);
-	while (fgets(line, sizeof(line), f))
-		sscanf(line, "voluntary_ctxt_switches: %ld", &n);
-	fclose(f);
-	TG_CHECK(n >= 0);
-	return n;
-}
-
 static struct rref *last;
 static struct rref_future *never;
 static int deep;
@@ -401,14 +387,14 @@ static long slept = -1;
 
 static void then_nest(struct rref_future *f, void *arg)
 {
-	long before = switches();
+	long before = tg_sleeps();
 
 	(void)f, (void)arg;
 	if (slept < 0 && ++deep < 8) {
 		TG_OK(rref_future_wait(never, RREF_FOREVER));
 	} else if (slept < 0) {
 		TG_IS(rref_future_wait(never, 300 * MS), -ETIMEDOUT);
-		slept = switches() - before;
+		slept = tg_sleeps() - before;
 		TG_OK(rref_set(last));
 	}
 	atomic_fetch_add(&ran, 1);

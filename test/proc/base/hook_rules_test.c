@@ -126,11 +126,13 @@ TG_TEST(callback__cannot_end_its_context, 1)
 static _Atomic int scoped;
 static struct rref *known;
 static struct rref_future *pending;
+static struct rref_queue *queue;
 
 static void scope_calls(void *arg, const struct rref_scope *scope)
 {
 	struct rref_stats s = { .size = sizeof(s) };
 	struct rref_ctx *c = *(struct rref_ctx **)arg;
+	struct rref_future *f;
 	struct rref_view *v;
 	struct rref *ref;
 	char buf[64];
@@ -145,6 +147,10 @@ static void scope_calls(void *arg, const struct rref_scope *scope)
 	TG_IS(rref_future_wait(pending, 0), -EDEADLK);
 	TG_IS(rref_future_cancel(pending), -EDEADLK);
 	TG_IS(rref_wait_any(&pending, 1, 0), -EDEADLK);
+	TG_IS(rref_queue_add(queue, pending, NULL), -EDEADLK);
+	TG_IS(rref_queue_next(queue, 0, &f, NULL), -EDEADLK);
+	TG_IS(rref_queue_fd(queue), -EDEADLK);
+	TG_IS(rref_queue_arm(queue), -EDEADLK);
 	TG_IS(rref_progress(c), -EDEADLK);
 	TG_IS(rref_ctx_arm(c), -EDEADLK);
 	TG_IS(rref_dump(c, buf, sizeof(buf)), -EDEADLK);
@@ -169,6 +175,7 @@ TG_TEST(scope_hook__calls_are_refused, 1)
 	o.scope_ctx = &ctx;
 	TG_OK(rref_init(&o, &ctx));
 	TG_OK(rref_alloc(ctx, 8, &unset, &data));
+	TG_OK(rref_queue_new(ctx, &queue));
 	TG_OK(rref_to_here_async(unset, RREF_DEFAULT, &pending));
 	TG_OK(rref_new(ctx, "abc", 4, &known));
 	TG_OK(rref_to_here(known, RREF_DEFAULT, &v));

@@ -105,8 +105,8 @@ TG_TEST(waiter__sleeps_while_hooks_are_left_to_another, 1)
 	ctx = tg_join(rank);
 	for (int i = 0; i < 10 && tg_mode() == RREF_PROGRESS_MANUAL; i++) {
 		rc_lock(ctx);
-		ctx->hooks.progress_by = &hook; /* no thread of ours */
-		ctx->hooks.progress_at = rc_coarse_ns();
+		at_store(&ctx->hooks.progress_by, &hook); /* no thread of ours */
+		at_store(&ctx->hooks.progress_at, rc_coarse_ns());
 		rc_hook_push(ctx, &hook);
 		if (rc_arm(ctx, RC_ARM_WAITER)) {
 			slept++;

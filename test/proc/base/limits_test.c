@@ -238,7 +238,8 @@ TG_TEST(reads__short_files, 2)
 		struct rref_view *v;
 
 		limit(RLIMIT_FSIZE, 30 * MIB);
-		TG_CHECK(!works_or(rref_to_here(r, RREF_DEFAULT, &v), -ENOMEM, "RLIMIT_FSIZE",
+		TG_CHECK(!works_or(rref_to_here_with(r, RREF_READ_COPY, RREF_DEFAULT, &v), -ENOMEM,
+				   "RLIMIT_FSIZE",
 				   "30 MiB", "ulimit -f"));
 		limit(RLIMIT_FSIZE, RLIM_INFINITY);
 		TG_OK(rref_to_here(r, RREF_DEFAULT, &v));

@@ -224,6 +224,7 @@ TG_TEST(more_than_may_land__comes_in_turns, 2)
 	tg_options(&o, rank);
 	o.functions = tg_functions;
 	o.nr_functions = tg_nr_functions;
+	o.look_bytes = SIZE_MAX;
 	if (rank == 0)
 		o.max_landing_bytes = 4 * MIB;
 	TG_OK(rref_init(&o, &ctx));

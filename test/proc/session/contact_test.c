@@ -242,25 +242,11 @@ static bool is_down(struct rref_ctx *ctx, void *rank)
 	return !is_alive(ctx, *(int *)rank);
 }
 
-/* Ends the connection by a READ that the device refuses; a stopped worker makes no new one. */
+/* Ends the connection; a stopped worker makes no new one. */
 static void break_link(struct rref_ctx *ctx, int rank)
 {
-	struct rc_peer *p = &ctx->peers[rank];
-	void *base;
-
 	rc_lock(ctx);
-	const struct rc_region *region = ra_lookup(ctx->value.landing, ctx->session.probe_landing,
-						   &base);
-	struct rv_read r = { .cookie = UINT64_MAX,
-			     .addr = 64,
-			     .rkey = 0x5a5a5a,
-			     .nr_sge = 1,
-			     .sge[0] = { ctx->session.probe_landing, 8,
-					 region->mr[p->kind].lkey } };
-
-	TG_IS(p->ops->post_reads(p->link, &r, 1), 1);
-	if (p->kind == RV_IBV)
-		at_add(&ctx->sleep.reads_in_flight, 1);
+	TG_CHECK(tg_break_link(ctx, rank));
 	rc_unlock(ctx);
 }
 

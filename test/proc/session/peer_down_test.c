@@ -8,6 +8,9 @@
 #include <stddef.h>
 #include <cmocka.h>
 
+#include "core/base/lock.h"
+#include "core/ctx.h"
+#include "core/session/session.h"
 #include "tg_death.h"
 #include "tg_refs.h"
 
@@ -201,6 +204,49 @@ TG_TEST(down__an_early_leaver_is_told_apart, 3)
 	return 0;
 }
 
+/* Tells of a device that was lost, and of the end of a connection over it, in one look. */
+static void lose_device(struct rref_ctx *ctx, int rank)
+{
+	struct rc_peer *p = &ctx->peers[rank];
+	struct rc_device *d = NULL;
+
+	rc_lock(ctx);
+	for (int k = 0; k < RV_NR_KINDS; k++)
+		if (ctx->device[k].dev && ctx->device[k].dev == p->dev)
+			d = &ctx->device[k];
+	TG_CHECK(d && p->link);
+	rc_peer_event(ctx, d,
+		      &(struct rv_event){ .type = RV_EV_DEVICE, .status = -ENODEV, .user = NULL });
+	rc_peer_event(ctx, d,
+		      &(struct rv_event){ .type = RV_EV_DISCONNECTED,
+					  .status = -ENODEV,
+					  .wc_status = -1,
+					  .conn = p->link,
+					  .user = p });
+	rc_unlock(ctx);
+}
+
+TG_TEST(down__a_lost_device_is_the_cause, 2)
+{
+	struct rref_ctx *ctx = join_and_hear(rank, -1);
+
+	if (rank == 0) {
+		struct rref_future *held;
+
+		TG_OK(rref_rpc_async(ctx, 1, "tg.hold", NULL, RREF_FOREVER, &held));
+		tg_until_held(ctx, 1, 1);
+		lose_device(ctx, 1);
+		TG_IS(rref_future_wait(held, RREF_FOREVER), -ENODEV);
+		rref_future_free(held);
+		tg_set_flag(0, 1);
+	}
+	tg_wait_flag_serving(ctx, 0, 1);
+	rref_shutdown(ctx, RREF_SHUTDOWN_NOW, RREF_DEFAULT);
+	tg_drop_held();
+	rref_free_ctx(ctx);
+	return 0;
+}
+
 TG_TEST(down__a_group_that_leaves_together_hears_nothing, 3)
 {
 	struct rref_ctx *ctx = join_and_hear(rank, -1);
@@ -311,6 +357,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(down__a_death_is_told_once),
+		cmocka_unit_test(down__a_lost_device_is_the_cause),
 		cmocka_unit_test(down__a_name_that_is_a_word),
 		cmocka_unit_test(down__a_group_that_leaves_together_hears_nothing),
 		cmocka_unit_test(down__a_slow_program_hears_of_all),

@@ -53,33 +53,12 @@ static int64_t stall_ns(void)
 	return (getenv("RREF_TEST_SLOW") ? 8 : 4) * NSEC_PER_SEC;
 }
 
-/* Breaks the connection by a READ that the peer's device refuses. [lock] */
-static bool break_locked(struct rref_ctx *ctx, int rank)
-{
-	struct rc_peer *p = &ctx->peers[rank];
-	void *base;
-	const struct rc_region *region = ra_lookup(ctx->value.landing, ctx->session.probe_landing,
-						   &base);
-	struct rv_read r = { .cookie = UINT64_MAX,
-			     .addr = 64,
-			     .rkey = 0x5a5a5a,
-			     .nr_sge = 1,
-			     .sge[0] = { ctx->session.probe_landing, 8,
-					 region->mr[p->kind].lkey } };
-
-	if (!at_load(&p->conn) || p->ops->post_reads(p->link, &r, 1) != 1)
-		return false;
-	if (p->kind == RV_IBV)
-		at_add(&ctx->sleep.reads_in_flight, 1);
-	return true;
-}
-
 static bool break_link(struct rref_ctx *ctx, int rank)
 {
 	bool did;
 
 	rc_lock(ctx);
-	did = break_locked(ctx, rank);
+	did = tg_break_link(ctx, rank);
 	rc_unlock(ctx);
 	return did;
 }
@@ -139,7 +118,7 @@ static bool begins_fence(struct rref_ctx *ctx, void *arg)
 	rc_lock(ctx);
 	yes = ctx->peers[1].stall.fence_at != 0;
 	if (yes && arg)
-		*(bool *)arg = break_locked(ctx, 1);
+		*(bool *)arg = tg_break_link(ctx, 1);
 	rc_unlock(ctx);
 	return yes;
 }

@@ -23,17 +23,11 @@
 static struct rref_ctx *join(int rank)
 {
 	struct rref_options o;
-	struct rref_ctx *ctx;
 
 	tg_options(&o, rank);
-	o.functions = tg_functions;
-	o.nr_functions = tg_nr_functions;
 	o.region_bytes = 2 * MIB;
 	o.max_value_bytes = o.max_landing_bytes = BOUND;
-	TG_OK(rref_init(&o, &ctx));
-	tg_add_refs(ctx);
-	tg_meet_serving(ctx, 0);
-	return ctx;
+	return tg_join_by(&o);
 }
 
 /* Reads n values of that length from rank 0, holds their views together, and gives all back. */

@@ -237,12 +237,8 @@ TG_TEST(not_ready__reads_park_at_the_owner_and_hold_no_thread, 2)
 	struct rref_ctx *ctx;
 
 	tg_options(&o, rank);
-	o.functions = tg_functions;
-	o.nr_functions = tg_nr_functions;
 	o.nr_threads = 1; /* a single thread: a held one would show */
-	TG_OK(rref_init(&o, &ctx));
-	tg_add_refs(ctx);
-	tg_meet_serving(ctx, 0);
+	ctx = tg_join_by(&o);
 	if (rank == 0) {
 		struct rref *r[5];
 		struct rref_future *f[5][3];

@@ -35,6 +35,8 @@ static inline struct tlv_conn *join(void)
 	assert_int_equal(c->status, 0);
 	assert_true(tlv_until(&me, &c->up));
 	assert_true(tlv_peer_until_up(&peer, &me, before));
+	if (!me.caps.reads_inline && me.allow && peer.allows)
+		assert_true(tlv_until(&me, &c->reads_up));
 	return c;
 }
 

@@ -10,8 +10,9 @@
 #include "pair.h"
 
 /*
- * A READ that must be refused, over the first of two connections to one device. It fails, and that
- * connection ends on both sides. The other connection does not notice.
+ * A READ that must be refused, over the first of two connections to one device. It fails. Over shm
+ * that connection ends on both sides. Over ibv its READs end, on both sides: messages go on, and
+ * READs come back. The other connection does not notice.
  */
 struct refusal {
 	struct tlv_conn *bad, *good;
@@ -23,6 +24,7 @@ static void refusal_start(struct refusal *f)
 {
 	start(NULL, NULL);
 	tlv_peer_policy(&peer, TLV_ACCEPT, TLV_ECHO, true, NULL, 0);
+	me.allow = true;
 	f->bad = join();
 	f->good = join();
 	f->from = tlv_peer_region(&peer, 8192, RV_ACCESS_REMOTE_READ, 9);
@@ -31,18 +33,32 @@ static void refusal_start(struct refusal *f)
 	assert_reads(f->bad, &f->from, 9, f->to);
 }
 
-static void refusal_check(struct refusal *f, struct rv_read *r, int expected)
+/* Checks that the connection stands, and that its READs are back on both sides. */
+static void reads_come_back(struct refusal *f)
 {
-	struct rv_read chain[3] = {*r, *r, *r};
+	int64_t end = tlv_deadline_ns();
+	struct tlv_conn other;
+
+	assert_true(tlv_until(&me, &f->bad->reads_up));
+	do {
+		tlv_pump(&me, 1, -1);
+		other = tlv_peer_conn(&peer, 0);
+	} while (other.nr_reads_up < 2 && now_ns() < end);
+	assert_int_equal(f->bad->nr_reads_down, 1);
+	assert_int_equal(f->bad->nr_reads_up, 2);
+	assert_int_equal(other.nr_reads_down, 1);
+	assert_int_equal(other.nr_reads_up, 2);
+	assert_reads(f->bad, &f->from, 9, f->to);
+	assert_echo(f->bad);
+	assert_false(f->bad->down || other.down);
+}
+
+/* Checks that the connection has ended on both sides. */
+static void bad_one_ends(struct refusal *f, int expected)
+{
 	struct tlv_conn other;
 	int rc;
 
-	assert_int_equal(tlv_reads(f->bad, chain, 3), 0);
-	assert_true(chain[0].status < 0);
-	if (tlv_is_shm())
-		assert_int_equal(chain[0].status, expected);
-	assert_int_equal(chain[1].status, -ECONNRESET);
-	assert_int_equal(chain[2].status, -ECONNRESET);
 	assert_true(tlv_until(&me, &f->bad->down));
 	assert_true(f->bad->status < 0);
 	if (tlv_is_shm())
@@ -56,8 +72,22 @@ static void refusal_check(struct refusal *f, struct rv_read *r, int expected)
 	rc = tlv_read(f->bad, &f->from, 0, f->to, 8);
 	assert_true(rc == -ENOTCONN || rc == -ECONNRESET);
 	assert_int_equal(me.ops->send(f->bad->conn, "x", 1), -ENOTCONN);
+}
 
+static void refusal_check(struct refusal *f, struct rv_read *r, int expected)
+{
+	struct rv_read chain[3] = { *r, *r, *r };
+
+	assert_int_equal(tlv_reads(f->bad, chain, 3), 0);
+	assert_int_equal(chain[0].status, expected);
+	assert_int_equal(chain[1].status, -ECONNRESET);
+	assert_int_equal(chain[2].status, -ECONNRESET);
+	if (tlv_is_shm())
+		bad_one_ends(f, expected);
+	else
+		reads_come_back(f);
 	assert_false(f->good->down);
+	assert_int_equal(f->good->nr_reads_down, 0);
 	assert_reads(f->good, &f->from, 9, f->to);
 	assert_echo(f->good);
 	tlv_close_conn(f->bad);
@@ -73,11 +103,10 @@ static struct rv_read read_of(const struct refusal *f, uint64_t offset, uint32_t
 				.sge = {{f->to->mem, len, f->to->mr.lkey}}};
 }
 
-static void refused__not_by_the_short_way(void **state)
+static void refused__not_among_the_good_ones(void **state)
 {
 	struct refusal f;
-	uint64_t cookie;
-	void *user;
+	bool more = false;
 
 	(void)state;
 	refusal_start(&f);
@@ -88,10 +117,12 @@ static void refused__not_by_the_short_way(void **state)
 		me.read_status[0] = TLV_UNFINISHED;
 		assert_int_equal(me.ops->post_reads(f.bad->conn, &r, 1), 1);
 		for (int64_t end = now_ns() + 50 * NSEC_PER_MSEC; now_ns() < end;)
-			assert_false(me.ops->next_read(me.dev, &cookie, &user));
+			assert_int_equal(tlv_take_reads(&me, &more), 0);
+		assert_true(more);
 		assert_int_equal(me.read_status[0], TLV_UNFINISHED);
-		assert_true(tlv_until(&me, &f.bad->down));
-		assert_true(me.read_status[0] < 0);
+		while (!f.bad->nr_reads_down)
+			assert_true(tlv_pump(&me, 10000, -1) > 0);
+		assert_int_equal(me.read_status[0], -EACCES);
 	}
 	assert_reads(f.good, &f.from, 9, f.to);
 	assert_echo(f.good);
@@ -188,13 +219,28 @@ static void before_allow_reads(uint32_t len)
 
 	start(NULL, NULL);
 	tlv_peer_policy(&peer, TLV_ACCEPT, TLV_ECHO, false, NULL, 0);
+	me.allow = true;
 	f.bad = join();
 	f.good = join();
 	assert_int_equal(tlv_ask(&peer, (struct tlv_msg){.op = TLV_OP_ALLOW, .a = 1}).status, 0);
 	f.from = tlv_peer_region(&peer, 8192, RV_ACCESS_REMOTE_READ, 9);
 	f.to = tlv_region(&me, 8192, RV_ACCESS_LOCAL, 0);
 	r = read_of(&f, 0, len);
-	refusal_check(&f, &r, -EACCES);
+	if (tlv_is_shm()) {
+		refusal_check(&f, &r, -EACCES);
+		return;
+	}
+	/* There is nothing to READ over: only the peer's part makes it. */
+	tlv_pump_for(&me, 50);
+	assert_int_equal(me.ops->post_reads(f.bad->conn, &r, 1), -EAGAIN);
+	assert_false(f.bad->reads_up);
+	assert_echo(f.bad);
+	assert_reads(f.good, &f.from, 9, f.to);
+	assert_int_equal(tlv_ask(&peer, (struct tlv_msg){ .op = TLV_OP_ALLOW, .a = 0 }).status, 0);
+	assert_true(tlv_until(&me, &f.bad->reads_up));
+	assert_reads(f.bad, &f.from, 9, f.to);
+	tlv_close(&me);
+	tlv_peer_exit(&peer);
 }
 
 static void refused__before_allow_reads(void **state)
@@ -243,7 +289,7 @@ int main(void)
 		TEST(refused__landing_outside_its_region),
 		TEST(refused__landing_without_a_key),
 		TEST(refused__nothing_before_allow_reads),
-		TEST(refused__not_by_the_short_way),
+		TEST(refused__not_among_the_good_ones),
 		TEST(refused__one_byte_before_the_start),
 		TEST(refused__one_byte_past_the_end),
 		TEST(refused__region_for_landing_only),

@@ -82,11 +82,8 @@ static struct rref_ctx *join(int rank)
 	struct rref_ctx *ctx;
 
 	tg_options(&o, rank);
-	o.functions = tg_functions;
-	o.nr_functions = tg_nr_functions;
 	o.peer_timeout = 20 * NSEC_PER_SEC;
-	TG_OK(rref_init(&o, &ctx));
-	tg_add_refs(ctx);
+	ctx = tg_join_by(&o);
 	ctx->session.score_limit = UINT32_MAX;
 	return ctx;
 }

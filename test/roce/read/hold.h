@@ -6,6 +6,8 @@
 #ifndef HOLD_H
 #define HOLD_H
 
+#include "core/read/internal.h"
+#include <pthread.h>
 #include <stdatomic.h>
 
 #include "core/ctx.h"
@@ -15,55 +17,114 @@
 
 #define MAX_HELD 1024
 
-static struct rv_ops holding;
+/* A completion: of a READ that ended well, or an event. */
+struct one_held {
+	const struct rv_dev *dev;
+	bool good;
+	struct rv_read_end end;
+	struct rv_event ev;
+};
+
+/* The linker puts the layer in the provider's place (--wrap, see Makefile). Pollers read the table
+ * without a lock, so no test may change it once they run. */
+extern const struct rv_ops __real_rv_ibv_ops;
+struct rv_ops __wrap_rv_ibv_ops;
+
 static atomic_uint to_hold;     /* completions to keep back */
 static atomic_uint to_give;     /* completions to give out */
-static atomic_uint nr_held;     /* [lock] writes */
-static struct rv_event held[MAX_HELD];
+static atomic_uint nr_held;     /* written under hold_lock */
+static pthread_mutex_t hold_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct one_held held[MAX_HELD];
 static unsigned oldest;
+
+/* Returns whether completions pass as they come. */
+static inline bool idle(void)
+{
+	return !atomic_load(&to_hold) && !atomic_load(&nr_held);
+}
+
+/* Takes the oldest one that is to be given out, if it is of that device and sort. [hold_lock] */
+static inline bool give_out(const struct rv_dev *dev, bool good, struct one_held *out)
+{
+	if (!atomic_load(&to_give) || !atomic_load(&nr_held) || held[oldest].good != good ||
+	    held[oldest].dev != dev)
+		return false;
+	*out = held[oldest];
+	oldest = (oldest + 1) % MAX_HELD;
+	atomic_fetch_sub(&nr_held, 1);
+	atomic_fetch_sub(&to_give, 1);
+	return true;
+}
+
+/* Returns whether one of that cookie was kept back. [hold_lock] */
+static inline bool keep_back(uint64_t cookie, const struct one_held *one)
+{
+	if (cookie == RC_PROBE_COOKIE || !atomic_load(&to_hold) ||
+	    atomic_load(&nr_held) == MAX_HELD)
+		return false;
+	atomic_fetch_sub(&to_hold, 1);
+	held[(oldest + atomic_fetch_add(&nr_held, 1)) % MAX_HELD] = *one;
+	return true;
+}
 
 static inline int poll_holding(struct rv_dev *dev, struct rv_event *ev, unsigned max,
 			       unsigned flags)
 {
+	struct one_held one;
 	int n = 0, got;
 
-	for (; atomic_load(&to_give) && atomic_load(&nr_held) && n < (int)max;
-	     oldest = (oldest + 1) % MAX_HELD) {
-		ev[n++] = held[oldest];
-		atomic_fetch_sub(&nr_held, 1);
-		atomic_fetch_sub(&to_give, 1);
-	}
-	got = rv_ibv_ops.poll(dev, ev + n, max - (unsigned)n, flags);
-	if (got < 0)
-		return got;
-	for (int end = n + got, i = n; i < end; i++)
-		/* UINT64_MAX: a probe of the peer's life. */
-		if (ev[i].type == RV_EV_READ && ev[i].cookie != UINT64_MAX &&
-		    atomic_load(&to_hold) && atomic_load(&nr_held) < MAX_HELD) {
-			atomic_fetch_sub(&to_hold, 1);
-			held[(oldest + atomic_fetch_add(&nr_held, 1)) % MAX_HELD] = ev[i];
-		} else {
+	if (idle())
+		return __real_rv_ibv_ops.poll(dev, ev, max, flags);
+	pthread_mutex_lock(&hold_lock);
+	while (n < (int)max && give_out(dev, false, &one))
+		ev[n++] = one.ev;
+	got = __real_rv_ibv_ops.poll(dev, ev + n, max - (unsigned)n, flags);
+	for (int end = n + got, i = n; i < end; i++) {
+		one = (struct one_held){ .dev = dev, .ev = ev[i] };
+		if (ev[i].type != RV_EV_READ || !keep_back(ev[i].cookie, &one))
 			ev[n++] = ev[i];
-		}
-	return n;
+	}
+	pthread_mutex_unlock(&hold_lock);
+	return got < 0 ? got : n;
 }
 
-static inline bool no_short_way(struct rv_dev *dev, uint64_t *cookie, void **user)
+static inline int reads_holding(struct rv_dev *dev, struct rv_read_end *out, unsigned max,
+				bool *more)
 {
-	(void)dev, (void)cookie, (void)user;
-	return false;
+	struct one_held one;
+	int n = 0, got;
+
+	if (idle())
+		return __real_rv_ibv_ops.reads(dev, out, max, more);
+	pthread_mutex_lock(&hold_lock);
+	while (n < (int)max && give_out(dev, true, &one))
+		out[n++] = one.end;
+	got = __real_rv_ibv_ops.reads(dev, out + n, max - (unsigned)n, more);
+	for (int end = n + got, i = n; i < end; i++) {
+		one = (struct one_held){ .dev = dev, .good = true, .end = out[i] };
+		if (!keep_back(out[i].cookie, &one))
+			out[n++] = out[i];
+	}
+	*more |= atomic_load(&to_give) && atomic_load(&nr_held);
+	pthread_mutex_unlock(&hold_lock);
+	return got < 0 && !n ? got : n;
+}
+
+/* Lays the layer over the provider before any group starts. */
+__attribute__((constructor)) static void lay(void)
+{
+	__wrap_rv_ibv_ops = __real_rv_ibv_ops;
+	__wrap_rv_ibv_ops.poll = poll_holding;
+	__wrap_rv_ibv_ops.reads = reads_holding;
 }
 
 /* Keeps the next n back. */
 static inline void hold(struct rref_ctx *ctx, unsigned n)
 {
+	at_store(&rc_never_again, true);
 	rc_lock(ctx);
-	holding = rv_ibv_ops;
-	holding.poll = poll_holding;
-	holding.next_read = no_short_way;
 	atomic_store(&to_give, 0);
 	atomic_store(&to_hold, n);
-	ctx->device[RV_IBV].ops = &holding;
 	rc_unlock(ctx);
 }
 

@@ -366,16 +366,10 @@ TG_TEST(callbacks__read_within_one_another, 2)
 static struct rref_ctx *join_with_slots(int rank)
 {
 	struct rref_options o;
-	struct rref_ctx *ctx;
 
 	tg_options(&o, rank);
-	o.functions = tg_functions;
-	o.nr_functions = tg_nr_functions;
 	o.max_ops = RC_OP_CHUNK;
-	TG_OK(rref_init(&o, &ctx));
-	tg_add_refs(ctx);
-	tg_meet_serving(ctx, 15);
-	return ctx;
+	return tg_join_by(&o);
 }
 
 static void take_all_slots(struct rref *r, struct rref_future *f[RC_OP_CHUNK])

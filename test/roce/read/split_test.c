@@ -64,7 +64,8 @@ static bool none_waits(struct rref_ctx *ctx, void *arg)
 	(void)arg;
 	rref_progress(ctx);
 	return !s.quarantined && !s.ops_in_flight && !s.landing_bytes && !s.waiting_reads &&
-		!ctx->peers[1].pieces.bytes && !ctx->peers[1].pieces.outstanding;
+		!(uint32_t)at_load(&ctx->peers[1].pieces.bytes) &&
+		!(uint32_t)at_load(&ctx->peers[1].pieces.outstanding);
 }
 
 static void until_none_waits(struct rref_ctx *ctx)
@@ -94,7 +95,8 @@ static void holds_just(struct rref_ctx *ctx, unsigned n)
 		tg_pause();
 	}
 	TG_IS(atomic_load(&nr_held), n);
-	TG_CHECK(ctx->peers[1].pieces.bytes <= MIB + RC_PIECE_MAX + RC_HEADER_BYTES);
+	TG_CHECK((uint32_t)at_load(&ctx->peers[1].pieces.bytes) <=
+		 MIB + RC_PIECE_MAX + RC_HEADER_BYTES);
 }
 
 /* The fewest doorbells that the room allows. */
@@ -141,7 +143,9 @@ TG_TEST(large__no_more_than_there_is_room_for, 2)
 		check(f, 4 * MIB + 100);
 		after = tg_stats(ctx);
 		TG_IS(after.reads - before.reads, 4 * PER_MIB + 2);
-		TG_IS(after.doorbells - before.doorbells, 1 + (4 * PER_MIB + 2 - PIECES + 2) / 3);
+		/* fewer, where several pieces ended at once */
+		TG_CHECK(after.doorbells - before.doorbells <=
+			 1 + (4 * PER_MIB + 2 - PIECES + 2) / 3);
 		end(ctx, &r, 1);
 	}
 	tg_finish(ctx);
@@ -410,7 +414,8 @@ TG_TEST(between_turns__its_connection_breaks, 2)
 				while (atomic_load(&to_give))
 					rref_progress(ctx);
 				rc_lock(ctx);
-				between = f[0]->next && !f[0]->outstanding;
+				/* The read counts itself until all is posted. */
+				between = f[0]->next && at_load(&f[0]->outstanding) == 1;
 				rc_unlock(ctx);
 			}
 			TG_CHECK(f[0]->next < 4 * MIB);

@@ -157,6 +157,27 @@ static void work_that_defers_itself__goes_on_at_the_next_release(void **state)
 	free(ctx);
 }
 
+static void pushed_work__runs_in_the_order_of_the_pushes(void **state)
+{
+	struct rref_ctx *ctx = make_ctx(run_bare);
+	struct piece p[4] = { 0 };
+
+	(void)state;
+	rc_lock(ctx);
+	for (unsigned i = 0; i < 4; i++) {
+		p[i].work.run = run;
+		if (i & 1)
+			rc_work_push_bare(ctx, &p[i].bare);
+		else
+			rc_work_push(ctx, &p[i].work);
+	}
+	assert_int_equal(rc_work_run_pushed(ctx), 4);
+	for (unsigned i = 0; i < 4; i++)
+		assert_ptr_equal(order[i], &p[i]);
+	rc_unlock(ctx);
+	free(ctx);
+}
+
 /* Leaves the lock to others between two rounds. */
 static void pushed_work__that_pushes_is_for_the_next_round(void **state)
 {
@@ -292,6 +313,7 @@ int main(void)
 		cmocka_unit_test(deferred_work__runs_in_order_at_the_release),
 		cmocka_unit_test(lock_settled__runs_after_all_pushed_work),
 		cmocka_unit_test(pushed_work__is_run_by_the_holder_of_the_lock),
+		cmocka_unit_test(pushed_work__runs_in_the_order_of_the_pushes),
 		cmocka_unit_test(pushed_work__that_pushes_is_for_the_next_round),
 		cmocka_unit_test(urgent_work__goes_before_all_other),
 		cmocka_unit_test(urgent_work_of_the_last_work__runs_in_the_same_release),

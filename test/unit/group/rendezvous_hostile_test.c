@@ -235,17 +235,20 @@ static void version__of_a_stranger_is_refused_with_both_numbers(void **state)
 	struct rz_session s = { .key = &other_key, .rank = 1, .world = 2 };
 	struct pair p = pair_start();
 	uint8_t out[RZ_FRAME_MAX];
+	char text[80];
 	int fd;
 
 	(void)state;
 	fd = stranger_connect(p.port);
 	stranger_send(fd, out, hello_of_version(&s, 7, out));
-	assert_refused(fd, EPROTONOSUPPORT, "version 7, rank 0 version 2");
+	snprintf(text, sizeof(text), "version 7, rank 0 version %u", RZ_VERSION);
+	assert_refused(fd, EPROTONOSUPPORT, text);
 	close(fd);
 	/* Another form than this version's. */
 	fd = stranger_connect(p.port);
 	stranger_send(fd, out, frame_head(out, 300, RZ_HELLO, 1000));
-	assert_refused(fd, EPROTONOSUPPORT, "version 300, rank 0 version 2");
+	snprintf(text, sizeof(text), "version 300, rank 0 version %u", RZ_VERSION);
+	assert_refused(fd, EPROTONOSUPPORT, text);
 	close(fd);
 	pair_end(&p);
 }
@@ -256,6 +259,7 @@ static void version__of_a_worker_fails_all(void **state)
 	int port = free_port(), fd;
 	struct worker *w[2];
 	uint8_t out[RZ_FRAME_MAX];
+	char text[80];
 
 	(void)state;
 	for (uint32_t i = 0; i < 2; i++) {
@@ -263,12 +267,14 @@ static void version__of_a_worker_fails_all(void **state)
 		worker_start(w[i]);
 	}
 	fd = stranger_connect(port);
-	stranger_send(fd, out, hello_of_version(&s, 3, out));
-	assert_refused(fd, EPROTONOSUPPORT, "rank 2 speaks protocol version 3, rank 0 version 2");
+	stranger_send(fd, out, hello_of_version(&s, RZ_VERSION + 1, out));
+	snprintf(text, sizeof(text), "rank 2 speaks protocol version %u, rank 0 version %u",
+		 RZ_VERSION + 1, RZ_VERSION);
+	assert_refused(fd, EPROTONOSUPPORT, text);
 	close(fd);
 	for (uint32_t i = 0; i < 2; i++) {
 		assert_int_equal(worker_join(w[i]), -EPROTONOSUPPORT);
-		assert_text(w[i], "rank 2 speaks protocol version 3, rank 0 version 2");
+		assert_text(w[i], text);
 		worker_free(w[i]);
 	}
 }

@@ -61,6 +61,12 @@ static void frame__length_must_match_the_bytes(void **state)
 	assert_int_equal(get(f, RVI_FRAME_BYTES + UINT16_MAX), -EPROTO);
 }
 
+static bool is_length_of(unsigned type, uint16_t len)
+{
+	return (type == RVI_FRAME_MSG && len) || (type == RVI_FRAME_OFFER && len == 12) ||
+	       (type == RVI_FRAME_READY && len == 4);
+}
+
 static void frame__types(void **state)
 {
 	(void)state;
@@ -70,6 +76,11 @@ static void frame__types(void **state)
 
 		assert_int_equal(get(msg, 9), type == RVI_FRAME_MSG ? 0 : -EPROTO);
 		assert_int_equal(get(credits, 8), type == RVI_FRAME_CREDITS ? 0 : -EPROTO);
+		for (uint16_t len = 0; len < 64; len++) {
+			msg.len = len;
+			assert_int_equal(get(msg, RVI_FRAME_BYTES + (size_t)len),
+					 is_length_of(type, len) ? 0 : -EPROTO);
+		}
 	}
 	/* Neither an empty message nor empty credits. */
 	assert_int_equal(get((struct rvi_frame){ .type = RVI_FRAME_MSG }, 8), -EPROTO);
@@ -90,7 +101,7 @@ static void frame__random_bytes_are_refused_or_in_bounds(void **state)
 		if (i & 1)
 			p[0] = RVI_FRAME_MAGIC;
 		if (i & 2)
-			p[1] = (uint8_t)(1 + (i >> 2 & 1));
+			p[1] = (uint8_t)(1 + (i >> 2 & 3));
 		if (!rvi_frame_get(p, n, &f)) {
 			assert_int_equal(f.len + RVI_FRAME_BYTES, n);
 			assert_true(f.len <= RV_MSG_MAX);

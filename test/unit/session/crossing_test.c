@@ -117,12 +117,13 @@ static int fake_send(struct rv_conn *c, const void *bytes, size_t length)
 	return 0;
 }
 
-static void fake_close(struct rv_conn *c)
+static bool fake_close(struct rv_conn *c)
 {
 	if (!c || c->is_closed)
-		return;
+		return false;
 	c->is_closed = true;
 	push(other(c), END, NULL, 0);
+	return false;
 }
 
 static int fake_seal(struct rv_conn *c, const uint8_t out[RV_SEAL_KEY_BYTES],
