@@ -19,7 +19,7 @@ mtype:state state = DONE;
 mtype:landing landing = FREE;
 byte refs, gen, outstanding, completions, quarantined;
 bool free_slot = true, lock;
-bool ok;                /* the result: a view, or an error */
+bool ok;                /* the result: no error, so a view */
 bool arrived;           /* the landing buffer has this operation's bytes */
 
 /* The device: one READ at most, with the token's generation. stale_gen: its last report, which it
@@ -52,22 +52,37 @@ inline put(last)
 	fi
 }
 
-/* Claims an operation: rc_op_claim. If it is won, the result follows, then DONE. */
+/*
+ * Ends a READ: rc_read_done. Good: the view is put in, then the state moves (rc_op_succeed).
+ * Otherwise it claims the operation (rc_op_claim). If it is won, the result follows, then DONE.
+ */
 inline finish(good)
 {
 	if
 #ifdef MUTANT_NO_CLAIM
-	:: true ->
+	:: good ->
 #else
-	:: atomic { state == PENDING -> state = COMPLETING };
+	:: good && state == PENDING ->
 #endif
-		ok = good;
+		landing = VIEW;
 		if
-		:: good -> landing = VIEW
-		:: else
-		fi;
-		d_step { completions++; state = DONE }
-	:: atomic { state != PENDING -> skip };
+#ifdef MUTANT_NO_CLAIM
+		:: d_step { completions++; state = DONE }
+#else
+		:: d_step { state == PENDING -> completions++; state = DONE }
+#endif
+		:: atomic { state != PENDING -> skip };
+			d_step { assert(quarantined > 0); quarantined-- }
+		fi
+	:: !good ->
+		if
+		:: atomic { state == PENDING -> state = COMPLETING };
+			ok = false;
+			d_step { completions++; state = DONE }
+		:: atomic { state != PENDING -> skip };
+			d_step { assert(quarantined > 0); quarantined-- }
+		fi
+	:: good && state != PENDING ->
 		d_step { assert(quarantined > 0); quarantined-- }
 	fi
 }
@@ -99,7 +114,7 @@ idle:	do
 		assert(landing == FREE && refs == 0 && outstanding == 0 && quarantined == 0);
 		completions = 0;
 		arrived = false;
-		ok = false;
+		ok = true;
 		outstanding = 1;
 		landing = ENGINE;
 		refs = 2;

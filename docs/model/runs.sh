@@ -8,6 +8,8 @@ CREATE="-DNF=3 -DSTART_CREATE"
 SAFE="-O1 -DSAFETY -DNOFAIR |"
 FIND="-O0 -DSAFETY -DNOFAIR | -m10000 -w20"
 LIVE="-O1 -DNOREDUCE -DNFAIR=3 | -a -f -m200000 -w20"
+ENDS="-O1 -DSAFETY | -m100000 -w22"
+LOOK="-O1 -DSAFETY | -E -m100000 -w22"
 UNFAIR="-O1 -DNOREDUCE -DNFAIR=3 | -a -m200000 -w20"
 
 runs() {
@@ -52,6 +54,43 @@ credits-more-than-class  | credits | ok    | -DCREDITS=5 -DCLASS=4 | $LIVE
 credits-one-buffer       | credits | q_len | -DCREDIT_BUFS=1 | $LIVE
 credits-mutant-costs     | credits | cycle | -DMUTANT_RETURN_COSTS | $LIVE
 credits-mutant-held      | credits | cycle | -DMUTANT_HELD_UNTIL_ANSWERED | $LIVE
+pair                     | pair | ok    | | $ENDS
+pair-one-buffer          | pair | q_len | -DPAIR_BUFS=1 | $ENDS
+pair-mutant-ready-first  | pair | early | -DMUTANT_READY_FIRST -DPAIR_BUFS=5 | $ENDS
+pair-mutant-leaves-early | pair | fault | -DMUTANT_LEAVES_EARLY -DPAIR_BUFS=5 | $ENDS
+pair-mutant-keeps-offer  | pair | fault | -DMUTANT_KEEPS_OFFER -DPAIR_BUFS=5 | $ENDS
+pair-mutant-no-crossing  | pair | fault | -DMUTANT_NO_CROSSING | $ENDS
+pair-mutant-forgets-ready | pair | apart | -DMUTANT_FORGETS_READY | $ENDS
+pair-mutant-stays        | pair | apart | -DMUTANT_STAYS | $ENDS
+ends                     | ends | ok | -DNREADS=2 | $ENDS
+ends-mutant-look         | ends | shut  | -DMUTANT_LOOK | $ENDS
+ends-mutant-cookie-late  | ends | shut  | -DMUTANT_COOKIE_LATE | $ENDS
+ends-mutant-leave        | ends | gen   | -DMUTANT_LEAVE | $ENDS
+ends-mutant-heir-late    | ends | gen   | -DMUTANT_HEIR_LATE | $ENDS
+ends-mutant-free-early   | ends | holds | -DMUTANT_FREE_EARLY | $ENDS
+ticket                   | ticket | ok | | $ENDS
+ticket-stops             | ticket | ok | -DSTOPS | $ENDS
+ticket-mutant-no-beside  | ticket | deadlock | -DSTOPS -DMUTANT_NO_BESIDE | $ENDS
+ticket-mutant-no-kick    | ticket | deadlock | -DMUTANT_NO_KICK | $ENDS
+ticket-mutant-arm-last   | ticket | deadlock | -DMUTANT_ARM_LAST | $ENDS
+ticket-mutant-quiet      | ticket | deadlock | -DMUTANT_QUIET | $ENDS
+ticket-mutant-leave      | ticket | deadlock | -DMUTANT_LEAVE_SILENTLY | $ENDS
+again                    | again | ok | | $ENDS
+again-time-out           | again | ok | -DTIMES_OUT | $ENDS
+again-mutant-wait        | again | deadlock | -DMUTANT_WAIT | $ENDS
+again-mutant-claim       | again | deadlock | -DMUTANT_CLAIM | $ENDS
+again-mutant-no-help     | again | deadlock | -DMUTANT_NO_HELP | $ENDS
+again-mutant-free-first  | again | block | -DMUTANT_FREE_FIRST | $ENDS
+again-mutant-count-late  | again | quarantined | -DMUTANT_COUNT_LATE | $ENDS
+look                     | look | ok | | $LOOK
+look-mutant-check-first  | look | alive | -DMUTANT_CHECK_FIRST | $LOOK
+look-mutant-marks-first  | look | alive | -DMUTANT_MARKS_FIRST | $LOOK
+look-mutant-forks-first  | look | alive | -DMUTANT_FORKS_FIRST | $LOOK
+look-mutant-running      | look | alive | -DMUTANT_RUNNING | $LOOK
+look-mutant-leaves-late  | look | view  | -DMUTANT_LEAVES_LATE | $LOOK
+look-mutant-mark-first   | look | view  | -DMUTANT_MARK_FIRST | $LOOK
+look-mutant-no-hold      | look | view  | -DMUTANT_NO_HOLD | $LOOK
+look-mutant-no-ended     | look | clean | -DMUTANT_NO_ENDED | $LOOK
 future                   | future  | ok    | | $LIVE
 future-mutant-quarantine | future  | landing     | -DMUTANT_NO_QUARANTINE | $LIVE
 future-mutant-claim      | future  | completions | -DMUTANT_NO_CLAIM | $LIVE
@@ -66,6 +105,7 @@ refs-crash-cut-owner     | safety | ok  | $OWNER -DNCRASH=1 -DNRESTART=1 -DNCUT=
 refs-crash-cut-create    | safety | ok  | $CREATE -DNCRASH=1 -DNRESTART=1 -DNCUT=1 \
 	-DOWNER_CRASH | $SAFE
 refs-any-order-cut       | safety | ok  | $OWNER -DANY_ORDER -DNREPEAT=1 -DNCUT=1 | $SAFE
+ends-three-reads         | ends | ok | | $ENDS
 credits-six              | credits | ok    | -DCREDITS=6 -DCLASS=4 | $LIVE
 END
 }
