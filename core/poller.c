@@ -35,8 +35,6 @@
 #define MORE_NS (100 * NSEC_PER_MSEC)
 /* pause of the poller that would sleep, and finds the lock taken */
 #define NAP_NS (50 * NSEC_PER_USEC)
-/* turns in a row that the poller leaves to threads that wait for the lock: one may stand still */
-#define WAY 16u
 
 /* The poller's turns. */
 struct turns {
@@ -45,7 +43,6 @@ struct turns {
 	int64_t more_at; /* time of the next attempt to start a hand */
 	bool armed;      /* the devices are armed for it: it has slept, or was about to */
 	bool slept;
-	unsigned way; /* turns that it left to others */
 };
 
 /* Arms the devices. Returns for how many ns to sleep; 0: not at all. */
@@ -100,13 +97,9 @@ static bool has_hooks(struct rref_ctx *ctx)
  * Tries the lock. Other threads get it first: the poller's turn is never urgent while they run. But
  * hooks are urgent.
  */
-static tries_lock is_the_lock bool get_lock(struct rref_ctx *ctx, struct turns *t)
+static tries_lock is_the_lock bool get_lock(struct rref_ctx *ctx)
 {
-	if (has_hooks(ctx))
-		return rc_lock_soon(ctx);
-	if (unlikely(at_load(&ctx->lock.wanted)) && ++t->way % WAY)
-		return false;
-	return rc_trylock(ctx);
+	return has_hooks(ctx) ? rc_lock_soon(ctx) : rc_trylock_in_turn(ctx);
 }
 
 /* Makes a turn. Returns the number of events, and in *hook a hook for which the poller is out. */
@@ -117,7 +110,7 @@ static int turn_for_all(struct rref_ctx *ctx, struct rc_hand *me, struct turns *
 	int n;
 
 	*hook = NULL;
-	if (!get_lock(ctx, t)) {
+	if (!get_lock(ctx)) {
 		n = rc_reads_look(ctx, &due);
 		if (unlikely(at_load(&ctx->hooks.pushed)))
 			*hook = rc_hand_go_out_alone(ctx, me);

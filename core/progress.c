@@ -206,10 +206,8 @@ int rref_progress(struct rref_ctx *ctx)
 
 	if (n)
 		return n;
-	if (!rc_trylock(ctx)) {
-		n = rc_make_progress(ctx, false);
-		return max_of(n, 0);
-	}
+	if (!rc_trylock_in_turn(ctx))
+		return rc_progress_without_lock(ctx);
 	/* The coarse clock may stand for longer than RC_SLOW_NS. A thread that comes often can
 	 * afford the other clock now and then. */
 	ctx->turns.turn_at = rc_coarse_ns();

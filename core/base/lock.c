@@ -45,6 +45,14 @@ is_the_lock void rc_lock(struct rref_ctx *ctx)
 		lock_slow(ctx);
 }
 
+/* turns in a row that are left to threads that wait for the lock: one may stand still */
+#define WAY 16u
+
+is_the_lock bool rc_trylock_late(struct rref_ctx *ctx)
+{
+	return at_add(&ctx->lock.turns, 1) % WAY == WAY - 1 && rc_trylock(ctx);
+}
+
 /* Gives the lock back. sc. Pairs with rc_trylock: the look for pushed work comes after it. */
 static inline is_the_lock void unlock(struct rref_ctx *ctx)
 {

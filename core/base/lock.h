@@ -67,4 +67,16 @@ static inline tries_lock is_the_lock bool rc_trylock(struct rref_ctx *ctx)
 	return true;
 }
 
+/* Is rc_trylock_in_turn while other threads wait for the lock. */
+tries_lock bool rc_trylock_late(struct rref_ctx *ctx);
+
+/*
+ * Tries the lock, for a thread that comes again and again. It makes way for threads that wait for
+ * the lock: they might never find it free.
+ */
+static inline tries_lock is_the_lock bool rc_trylock_in_turn(struct rref_ctx *ctx)
+{
+	return likely(!at_load(&ctx->lock.wanted)) ? rc_trylock(ctx) : rc_trylock_late(ctx);
+}
+
 #endif

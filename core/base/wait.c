@@ -69,6 +69,14 @@ static int do_without_lock(struct rref_ctx *ctx, int reads, bool due)
 	return reads ? reads : -1;
 }
 
+int rc_progress_without_lock(struct rref_ctx *ctx)
+{
+	bool due = false;
+	int reads = ctx->turns.engine->reads(ctx, &due);
+
+	return max_of(do_without_lock(ctx, max_of(reads, 0), due), 0);
+}
+
 /*
  * Makes some looks of the engine. Returns how many events were handled, -1 if another thread is at
  * it. Does not pause between looks: under emulation a pause delays a completion a lot. A pause is
@@ -141,10 +149,14 @@ is_the_lock void rc_lock_looking(struct rref_ctx *ctx)
 	unsigned turn = 0;
 	bool due = false;
 
+	if (rc_trylock(ctx))
+		return;
+	at_add(&ctx->lock.wanted, 1);
 	while (!rc_trylock(ctx)) {
 		ctx->turns.engine->reads(ctx, &due);
 		rc_pause(&turn);
 	}
+	at_sub(&ctx->lock.wanted, 1);
 }
 
 /*

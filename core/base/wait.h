@@ -113,6 +113,9 @@ needs_lock int rc_wait_until(struct rref_ctx *ctx, bool (*ready)(struct rref_ctx
  */
 int rc_make_progress(struct rref_ctx *ctx, bool slow);
 
+/* Does what can be done while other threads want the lock. Returns events handled. */
+int rc_progress_without_lock(struct rref_ctx *ctx);
+
 /* Takes the lock, and takes in READs until it has it. */
 takes_lock void rc_lock_looking(struct rref_ctx *ctx);
 

@@ -21,6 +21,7 @@
 #include "base/atomic.h"
 #include "core/ctx.h"
 #include "core/base/lock.h"
+#include "core/base/wait.h"
 #include "tg_refs.h"
 
 #define ROUNDS 8
@@ -471,6 +472,59 @@ TG_TEST(loop__sleeps_when_nothing_happens, 2)
 	return 0;
 }
 
+/* ---- threads that want the lock, beside a program that spins ---- */
+
+static void *want_lock(void *arg)
+{
+	rc_lock_looking(ctx);
+	atomic_store((_Atomic bool *)arg, true);
+	rc_unlock(ctx);
+	return NULL;
+}
+
+/* A program that makes progress all the time leaves 15 of 16 turns to threads that want the lock. */
+TG_TEST(progress__makes_way, 1)
+{
+	enum { TURNS = 160 };
+	_Atomic bool got = false;
+	uint32_t before;
+	pthread_t t;
+
+	ctx = tg_join(rank);
+	rc_lock(ctx);
+	TG_CHECK(pthread_create(&t, NULL, want_lock, &got) == 0);
+	for (int64_t end = tg_deadline(); !at_load(&ctx->lock.wanted); usleep(200))
+		TG_CHECK(now_ns() < end);
+	before = at_load(&ctx->lock.turns);
+	for (int i = 0; i < TURNS; i++)
+		TG_CHECK(!rc_trylock_in_turn(ctx)); /* it is taken */
+	TG_CHECK(at_load(&ctx->lock.turns) - before >= TURNS);
+	TG_CHECK(!atomic_load(&got));
+	rc_unlock(ctx);
+	pthread_join(t, NULL);
+	TG_CHECK(atomic_load(&got));
+
+	/* A thread that stands still wants it from now on. */
+	at_add(&ctx->lock.wanted, 1);
+	before = at_load(&ctx->lock.turns);
+	for (int i = 0; i < TURNS; i++)
+		TG_CHECK(rref_progress(ctx) >= 0);
+	TG_CHECK(at_load(&ctx->lock.turns) - before >= TURNS);
+	if (tg_mode() == RREF_PROGRESS_MANUAL) {
+		int n = 0;
+
+		for (int i = 0; i < TURNS; i++)
+			if (rc_trylock_in_turn(ctx)) {
+				n++;
+				rc_unlock(ctx);
+			}
+		TG_IS(n, TURNS / 16);
+	}
+	at_sub(&ctx->lock.wanted, 1);
+	tg_finish(ctx);
+	return 0;
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -481,6 +535,7 @@ int main(void)
 		cmocka_unit_test(loop__hears_of_calls_taken_in_by_another),
 		cmocka_unit_test(loop__hears_of_a_cancel),
 		cmocka_unit_test(loop__sleeps_when_nothing_happens),
+		cmocka_unit_test(progress__makes_way),
 	};
 
 	return cmocka_run_group_tests_name("sleepers", tests, NULL, NULL);
