@@ -168,21 +168,6 @@ struct rc_hook *rc_hand_go_out_alone(struct rref_ctx *ctx, struct rc_hand *me)
 	return hook;
 }
 
-is_the_lock bool rc_lock_soon(struct rref_ctx *ctx)
-{
-	bool got = rc_trylock(ctx);
-
-	if (likely(got))
-		return true;
-	at_add(&ctx->lock.wanted, 1);
-	for (unsigned spins = 0; spins < 64 && !got; spins++) {
-		cpu_relax();
-		got = rc_trylock(ctx);
-	}
-	at_sub(&ctx->lock.wanted, 1);
-	return got;
-}
-
 /* Takes the next hook, if the poller may go out. */
 static struct rc_hook *next_hook(struct rref_ctx *ctx, struct rc_hand *me)
 {

@@ -65,8 +65,6 @@ int rc_hand_run_hooks(struct rref_ctx *ctx, struct rc_hand *me, struct rc_hook *
  * now.
  */
 bool rc_hand_look(struct rref_ctx *ctx, struct rc_hand *me);
-/* Takes the lock soon, or returns false. */
-tries_lock bool rc_lock_soon(struct rref_ctx *ctx);
 
 /* poller.c */
 void *rc_hand_run(void *arg); /* the thread of a hand, which it gets */

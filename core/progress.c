@@ -202,12 +202,14 @@ int rref_progress(struct rref_ctx *ctx)
 {
 	RB_NO_CANCEL;
 	int n = rc_enter(ctx);
-	bool slow;
+	bool slow, due = false;
 
 	if (n)
 		return n;
-	if (!rc_trylock_in_turn(ctx))
-		return rc_progress_without_lock(ctx);
+	if (!rc_trylock_in_turn(ctx)) {
+		n = rc_progress_without_lock(ctx, rc_reads_look(ctx, &due), due);
+		return max_of(n, 0);
+	}
 	/* The coarse clock may stand for longer than RC_SLOW_NS. A thread that comes often can
 	 * afford the other clock now and then. */
 	ctx->turns.turn_at = rc_coarse_ns();

@@ -15,18 +15,30 @@
 #include "core/base/work.h"
 #include "core/ctx.h"
 
+is_the_lock bool rc_lock_soon(struct rref_ctx *ctx)
+{
+	bool got = rc_trylock(ctx);
+
+	if (likely(got))
+		return true;
+	at_add(&ctx->lock.wanted, 1);
+	for (unsigned spins = 0; spins < 64 && !got; spins++) {
+		cpu_relax();
+		got = rc_trylock(ctx);
+	}
+	at_sub(&ctx->lock.wanted, 1);
+	return got;
+}
+
 /*
  * Takes the lock, a futex word. One compare-and-swap takes it, one exchange gives it back. Both are
  * inline: a turn of the engine is not much longer than a pthread_mutex_lock.
  */
 static __attribute__((noinline)) is_the_lock void lock_slow(struct rref_ctx *ctx)
 {
+	if (rc_lock_soon(ctx))
+		return;
 	at_add(&ctx->lock.wanted, 1);
-	for (unsigned spins = 0; spins < 64; spins++) {
-		cpu_relax();
-		if (rc_trylock(ctx))
-			goto out;
-	}
 	/*
 	 * Acquire, as rc_trylock. Takes the lock as WANTED, so that its release wakes the next
 	 * waiter, if there is one.
@@ -35,7 +47,6 @@ static __attribute__((noinline)) is_the_lock void lock_slow(struct rref_ctx *ctx
 		syscall(SYS_futex, &ctx->lock.word, FUTEX_WAIT_PRIVATE, RC_LOCKED_WANTED, NULL,
 			NULL, 0);
 	rc_lock_taken(ctx);
-out:
 	at_sub(&ctx->lock.wanted, 1);
 }
 
@@ -48,9 +59,11 @@ is_the_lock void rc_lock(struct rref_ctx *ctx)
 /* turns in a row that are left to threads that wait for the lock: one may stand still */
 #define WAY 16u
 
-is_the_lock bool rc_trylock_late(struct rref_ctx *ctx)
+is_the_lock bool rc_trylock_in_turn(struct rref_ctx *ctx)
 {
-	return at_add(&ctx->lock.turns, 1) % WAY == WAY - 1 && rc_trylock(ctx);
+	if (unlikely(at_load(&ctx->lock.wanted)) && at_add(&ctx->lock.turns, 1) % WAY)
+		return false;
+	return rc_trylock(ctx);
 }
 
 /* Gives the lock back. sc. Pairs with rc_trylock: the look for pushed work comes after it. */

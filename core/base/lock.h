@@ -12,6 +12,13 @@ enum { RC_UNLOCKED, RC_LOCKED, RC_LOCKED_WANTED }; /* WANTED: somebody may sleep
 /* Takes the progress lock (lock.c). */
 takes_lock void rc_lock(struct rref_ctx *ctx);
 /*
+ * Tries the lock, for a thread that comes again and again. It makes way for threads that wait for
+ * the lock: they might never find it free.
+ */
+tries_lock bool rc_trylock_in_turn(struct rref_ctx *ctx);
+/* Tries the lock for a moment. Pollers make way. */
+tries_lock bool rc_lock_soon(struct rref_ctx *ctx);
+/*
  * Takes the lock after all work that was pushed before, and after the work that this work pushed.
  * After the shutdown callbacks may run meanwhile.
  */
@@ -65,18 +72,6 @@ static inline tries_lock is_the_lock bool rc_trylock(struct rref_ctx *ctx)
 		return false;
 	rc_lock_taken(ctx);
 	return true;
-}
-
-/* Is rc_trylock_in_turn while other threads wait for the lock. */
-tries_lock bool rc_trylock_late(struct rref_ctx *ctx);
-
-/*
- * Tries the lock, for a thread that comes again and again. It makes way for threads that wait for
- * the lock: they might never find it free.
- */
-static inline tries_lock is_the_lock bool rc_trylock_in_turn(struct rref_ctx *ctx)
-{
-	return likely(!at_load(&ctx->lock.wanted)) ? rc_trylock(ctx) : rc_trylock_late(ctx);
 }
 
 #endif

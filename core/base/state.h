@@ -24,8 +24,8 @@ struct rc_guard {
 /* The progress lock. */
 struct rc_lock_state {
 	cache_aligned _Atomic uint32_t word; /* [atomic] enum in lock.c */
-	_Atomic uint32_t wanted;     /* threads that wait for the lock: others make way */
-	_Atomic uint32_t turns;      /* of rc_trylock_in_turn, while the lock was wanted */
+	_Atomic uint32_t wanted; /* threads that wait for the lock: others make way */
+	_Atomic uint32_t turns; /* turns that were others': rc_trylock_in_turn */
 };
 
 /* The program's code that is due. */

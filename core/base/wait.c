@@ -57,9 +57,9 @@ void rc_pass_on(struct rref_ctx *ctx, bool slow, int n)
 		rc_kick(ctx);
 }
 
-/* Does what can be done while another thread has the lock. Returns as rc_make_progress. */
-static int do_without_lock(struct rref_ctx *ctx, int reads, bool due)
+int rc_progress_without_lock(struct rref_ctx *ctx, int reads, bool due)
 {
+	reads = max_of(reads, 0);
 	/* The holder of the lock may be past its look. */
 	if (unlikely(due))
 		rc_kick(ctx);
@@ -67,14 +67,6 @@ static int do_without_lock(struct rref_ctx *ctx, int reads, bool due)
 		reads += (int)rc_hook_run_any(ctx);
 	cpu_relax();
 	return reads ? reads : -1;
-}
-
-int rc_progress_without_lock(struct rref_ctx *ctx)
-{
-	bool due = false;
-	int reads = ctx->turns.engine->reads(ctx, &due);
-
-	return max_of(do_without_lock(ctx, max_of(reads, 0), due), 0);
 }
 
 /*
@@ -92,7 +84,7 @@ int rc_make_progress(struct rref_ctx *ctx, bool slow)
 	if (reads && !due && !slow && at_load(&ctx->turns.has_poller))
 		return reads; /* mostly the caller's */
 	if (!rc_trylock(ctx))
-		return do_without_lock(ctx, reads, due);
+		return rc_progress_without_lock(ctx, reads, due);
 	/*
 	 * Looks at connections here without a poller: no other thread would, if all waits of the
 	 * program are short.

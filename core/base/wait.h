@@ -113,8 +113,11 @@ needs_lock int rc_wait_until(struct rref_ctx *ctx, bool (*ready)(struct rref_ctx
  */
 int rc_make_progress(struct rref_ctx *ctx, bool slow);
 
-/* Does what can be done while other threads want the lock. Returns events handled. */
-int rc_progress_without_lock(struct rref_ctx *ctx);
+/*
+ * Does what can be done without the lock, behind a look at READs that told reads and due. Returns
+ * as rc_make_progress.
+ */
+int rc_progress_without_lock(struct rref_ctx *ctx, int reads, bool due);
 
 /* Takes the lock, and takes in READs until it has it. */
 takes_lock void rc_lock_looking(struct rref_ctx *ctx);

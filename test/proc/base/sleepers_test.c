@@ -482,7 +482,7 @@ static void *want_lock(void *arg)
 	return NULL;
 }
 
-/* A program that makes progress all the time leaves 15 of 16 turns to threads that want the lock. */
+/* A program that spins leaves 15 of 16 turns to threads that want the lock. */
 TG_TEST(progress__makes_way, 1)
 {
 	enum { TURNS = 160 };
