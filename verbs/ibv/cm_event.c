@@ -203,15 +203,26 @@ static void failed(struct rv_conn *conn, const struct cm_event *e)
 	rvi_conn_down(conn, conn->data_len ? -ECONNREFUSED : rvi_cm_errno(e->type, e->status), -1);
 }
 
+/* Gives a connect its time again whose event lay here at the deadline: this side was slow. */
+static void prolong(struct rv_conn *conn)
+{
+	int64_t now = now_ns();
+
+	if (conn->deadline_ns && conn->deadline_ns <= now)
+		rvi_conn_deadline(conn, now + conn->dev->connect_ns);
+}
+
 static void step_conn(struct rv_conn *conn, const struct cm_event *e, struct rvi_sink *sink)
 {
 	switch (rvi_cm_action(rvi_state(conn), e->type)) {
 	case RVI_CM_IGNORE:
 		break;
 	case RVI_CM_RESOLVE_ROUTE:
+		prolong(conn);
 		resolve_route(conn);
 		break;
 	case RVI_CM_SEND_REQUEST:
+		prolong(conn);
 		send_request(conn);
 		break;
 	case RVI_CM_ESTABLISH:

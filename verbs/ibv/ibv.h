@@ -309,6 +309,9 @@ struct rv_dev {
 	bool asleep;                 /* armed, and not for READs */
 	int64_t sends_watch_ns;      /* time to wake a sleeper to look after them; 0 = not */
 	int64_t timer_ns;            /* the time that timerfd is set to; 0 = off */
+	bool timer_due;              /* it has fired, and the deadlines are not yet looked at */
+	bool cm_drained;             /* no connection event was left */
+	uint32_t timer_waits;        /* polls that it waited for what had come before */
 
 	pthread_mutex_t region_lock;
 	struct list regions;         /* guarded by region_lock */
@@ -519,6 +522,7 @@ int rvi_fd(struct rv_dev *dev);
 void rvi_wake_timer(struct rv_dev *dev);
 void rvi_watch_sends(struct rv_dev *dev);
 void rvi_slow(struct rv_dev *dev, struct rvi_sink *sink);
+void rvi_timer_due(struct rv_dev *dev, bool all);
 
 /* async.c */
 void rvi_async_events(struct rv_dev *dev, struct rvi_sink *sink);

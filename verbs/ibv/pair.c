@@ -42,6 +42,20 @@
 #define FIRST_NS (30 * NSEC_PER_SEC)
 #define NR_MAX (1u << 24) /* queue pairs and packets have numbers of 24 bits */
 
+/*
+ * Gives the peer time for its next step. Its program may not have seen the first pair yet: the time
+ * for that begins when it is heard.
+ */
+static void give_time(struct rv_conn *conn)
+{
+	const struct rvi_pair *pair = &conn->pair;
+
+	if (pair->number > 1)
+		rvi_conn_deadline(conn, now_ns() + conn->dev->connect_ns);
+	else if (pair->state == RVI_PAIR_LINKED || pair->heard_at)
+		rvi_conn_deadline(conn, now_ns() + FIRST_NS);
+}
+
 static void say_offer(struct rv_conn *conn)
 {
 	struct rvi_pair *pair = &conn->pair;
@@ -51,6 +65,8 @@ static void say_offer(struct rv_conn *conn)
 	put_le32(body + 4, conn->reads_qp->qp_num);
 	put_le32(body + 8, pair->psn);
 	pair->say_offer = rvi_post_frame(conn, RVI_FRAME_OFFER, body, sizeof(body)) != 0;
+	if (!pair->say_offer && !pair->peer_qpn)
+		give_time(conn);
 }
 
 static void say_ready(struct rv_conn *conn)
@@ -59,6 +75,8 @@ static void say_ready(struct rv_conn *conn)
 
 	put_le32(body, conn->pair.number);
 	conn->pair.say_ready = rvi_post_frame(conn, RVI_FRAME_READY, body, sizeof(body)) != 0;
+	if (!conn->pair.say_ready && !conn->pair.peer_ready)
+		give_time(conn);
 }
 
 void rvi_pair_say(struct rv_conn *conn)
@@ -98,9 +116,6 @@ static void offer_pair(struct rv_conn *conn)
 	rvi_pair_say(conn);
 	if (rvi_state(conn) != RVI_UP)
 		return;
-	/* The peer's program may not have seen the first yet: rvi_pair_awake. */
-	if (pair->number > 1)
-		rvi_conn_deadline(conn, now_ns() + conn->dev->connect_ns);
 	if (pair->peer_qpn)
 		tie_pair(conn);
 }
@@ -152,8 +167,6 @@ static void tied(struct rv_conn *conn, struct rvi_sink *sink)
 	rvi_pair_say(conn);
 	if (rvi_state(conn) != RVI_UP)
 		return;
-	if (!pair->peer_ready && !conn->deadline_ns)
-		rvi_conn_deadline(conn, now_ns() + FIRST_NS);
 	rvi_pair_said(conn, sink);
 }
 
@@ -249,7 +262,13 @@ void rvi_pair_awake(struct rv_conn *conn)
 
 bool rvi_pair_overdue(const struct rv_conn *conn)
 {
-	return !is_first(&conn->pair) || now_ns() - conn->pair.heard_at < FIRST_NS / 2;
+	const struct rvi_pair *pair = &conn->pair;
+
+	/* It is this side's turn, and its device or its room for frames is slow. */
+	if (pair->state == RVI_PAIR_MAKING || pair->state == RVI_PAIR_TYING || pair->say_offer ||
+	    pair->say_ready)
+		return false;
+	return !is_first(pair) || now_ns() - pair->heard_at < FIRST_NS / 2;
 }
 
 /* Takes an offer. Returns NULL, or the peer's fault in words. */

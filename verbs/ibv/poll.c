@@ -237,6 +237,7 @@ static inline bool all_reported(const struct rv_dev *dev, const struct rvi_sink 
 int rvi_poll(struct rv_dev *dev, struct rv_event *ev, unsigned max, unsigned flags)
 {
 	struct rvi_sink sink = { .dev = dev, .ev = ev, .max = max };
+	bool all;
 
 	if (unlikely(dev->spill_tail))
 		unspill(&sink);
@@ -244,11 +245,15 @@ int rvi_poll(struct rv_dev *dev, struct rv_event *ev, unsigned max, unsigned fla
 		attend(dev);
 	if (flags & RV_POLL_SLOW)
 		rvi_slow(dev, &sink);
-	if (completions(dev, &sink) && unlikely(!list_empty(&dev->ends)))
+	all = completions(dev, &sink);
+	if (all && unlikely(!list_empty(&dev->ends)))
 		report_ends(dev, &sink);
 	if (unlikely(at_load(&dev->helper.news))) {
 		closed_go_on(dev, &sink);
 		rvi_pairs_go_on(dev, &sink);
+		rvi_timer_due(dev, all && dev->cm_drained);
+		if (all)
+			report_ends(dev, &sink);
 	}
 	if (unlikely(all_reported(dev, &sink)))
 		return rv_fail(ENODEV, "%s is gone", dev->caps.device);

@@ -16,6 +16,8 @@
 #include "base/limit.h"
 #include "ibv.h"
 
+#define CM_WAITING_MAX 1024u /* events of the connection manager that can wait at once, or more */
+
 enum { WAKE_CHANNEL, WAKE_CM, WAKE_ASYNC, WAKE_TIMER, WAKE_HELPER };
 
 static int watch_fd(struct rv_dev *dev, int fd, uint32_t what)
@@ -127,10 +129,21 @@ void rvi_wake_timer(struct rv_dev *dev)
 	timerfd_settime(dev->timerfd, TFD_TIMER_ABSTIME, &t, NULL);
 }
 
-static void timer_fired(struct rv_dev *dev)
+/*
+ * Looks at the deadlines if the timer has fired. all: nothing that came is left in the queues. Else
+ * the timer stays readable, and the next poll comes here again. Under a flood it waits no longer
+ * than for what the queues could hold when it fired.
+ */
+void rvi_timer_due(struct rv_dev *dev, bool all)
 {
 	uint64_t expirations;
 
+	if (!dev->timer_due)
+		return;
+	dev->timer_due = false;
+	if (!all && ++dev->timer_waits * RVI_BATCH < dev->stash_max + CM_WAITING_MAX)
+		return;
+	dev->timer_waits = 0;
 	while (read(dev->timerfd, &expirations, sizeof(expirations)) < 0 && errno == EINTR)
 		;
 	dev->timer_ns = 0;
@@ -167,8 +180,10 @@ void rvi_slow(struct rv_dev *dev, struct rvi_sink *sink)
 			break;
 		}
 	}
-	/* Never before everything that came in time has been
-	 * looked at: we may be the one who is slow. */
-	if (timer && drained)
-		timer_fired(dev);
+	/* Never before everything that came in time has been taken in: we may be the one who is
+	 * slow. So the poll looks at the deadlines last. */
+	dev->timer_due = timer;
+	dev->cm_drained = drained;
+	if (timer)
+		at_store_sc(&dev->helper.news, 1);
 }
