@@ -210,6 +210,8 @@ $(FAKE): private LIBS := $(FAKE_LIBS)
 # Threads stop in these.
 $(BIN)/fake/again_test: private LDFLAGS_ALL += -Wl,--wrap=ra_alloc
 $(BIN)/fake/refuse_test: private LDFLAGS_ALL += -Wl,--wrap=rdma_destroy_id
+$(BIN)/fake/strangers_test: private LDFLAGS_ALL += -Wl,--wrap=rdma_destroy_id,--wrap=rdma_reject \
+	-Wl,--wrap=rdma_get_cm_event,--wrap=rvi_has_route,--wrap=malloc
 # The test notes the threads that are in the arena.
 $(BIN)/fake/freeze_test: private LDFLAGS_ALL += -Wl,--wrap=ra_alloc,--wrap=ra_free
 

@@ -81,7 +81,7 @@ static int connect_failed(struct rv_conn *conn, const char *step, int err)
 		err = EHOSTUNREACH;
 	rc = rv_fail(err ? err : EIO, "cannot connect to %s: %s: %s", text, step, strerror(err));
 	if (conn->id)
-		rvi_reap(conn->dev, conn->id, NULL, 0);
+		rvi_reap(conn->dev, conn->id);
 	conn->id = NULL;
 	rvi_conn_release(conn);
 	return rc;
@@ -104,6 +104,7 @@ int rvi_connect(struct rv_dev *dev, const struct rv_addr *to, const void *hello,
 {
 	struct sockaddr_storage dst;
 	struct rv_conn *conn;
+	struct rvi_id *one;
 	int rc;
 
 	if (len > RV_HELLO_MAX)
@@ -115,14 +116,21 @@ int rvi_connect(struct rv_dev *dev, const struct rv_addr *to, const void *hello,
 		return rc;
 	if (dst.ss_family != dev->src.ss_family)
 		return rvi_reach(dev, to);
+	one = rvi_id_new(dev);
+	if (!one)
+		return -ENOMEM;
 	rc = rvi_conn_alloc(dev, &conn);
-	if (rc)
+	if (rc) {
+		rvi_id_drop(dev, one);
 		return rc;
+	}
+	one->conn = conn;
 	at_store(&conn->user, user);
 	conn->peer = dst;
 	conn->data_len = rvi_pdata_put(RVI_PD_REQUEST, conn->data, hello, len, dev->credit_class);
 	rb_slow(RB_SLOW_CM);
-	if (rdma_create_id(dev->cm, &conn->id, conn, RDMA_PS_TCP)) {
+	if (rdma_create_id(dev->cm, &conn->id, one, RDMA_PS_TCP)) {
+		rvi_id_drop(dev, one);
 		conn->id = NULL;
 		return connect_failed(conn, "rdma_create_id", errno);
 	}

@@ -12,6 +12,7 @@
 /* An event as it was, after its ack. */
 struct cm_event {
 	struct rdma_cm_id *id, *listener;
+	struct rvi_id *of; /* NULL: the listener's */
 	/* NULL: the id is the listener's, new, or of a connection that was closed */
 	struct rv_conn *conn;
 	int type, status;
@@ -20,7 +21,18 @@ struct cm_event {
 	uint8_t data[256];
 };
 
-/* Takes the next event. Returns true if there was one. */
+/* Gives a request's id its record. The one that came with it is the listener's: NULL. */
+static struct rvi_id *born(struct rv_dev *dev, struct rdma_cm_id *id)
+{
+	struct rvi_id *one = dev->reaper.spare;
+
+	dev->reaper.spare = NULL;
+	one->id = id;
+	id->context = one;
+	return one;
+}
+
+/* Takes the next event. There is a record for a request. Returns true if there was one. */
 static bool next_cm_event(struct rv_dev *dev, struct cm_event *out)
 {
 	struct rdma_cm_event *e;
@@ -36,7 +48,8 @@ static bool next_cm_event(struct rv_dev *dev, struct cm_event *out)
 	}
 	p = &e->param.conn;
 	out->id = e->id;
-	out->conn = e->event == RDMA_CM_EVENT_CONNECT_REQUEST ? NULL : e->id->context;
+	out->of = e->event == RDMA_CM_EVENT_CONNECT_REQUEST ? born(dev, e->id) : e->id->context;
+	out->conn = out->of ? out->of->conn : NULL;
 	out->listener = e->listen_id;
 	out->type = (int)e->event;
 	out->status = e->status;
@@ -89,7 +102,8 @@ static void requested(struct rv_dev *dev, const struct cm_event *e, struct rvi_s
 {
 	struct rv_conn *conn;
 
-	if (dev->lost || dev->nr_half_open >= RVI_HALF_OPEN_MAX || rvi_conn_alloc(dev, &conn))
+	if (dev->lost || !e->of->may_live || dev->nr_half_open >= RVI_HALF_OPEN_MAX ||
+	    rvi_conn_alloc(dev, &conn))
 		goto refuse;
 	/* A connection is of use only with READs in both directions. */
 	if (!e->responder || !e->initiator || take_data(conn, e, RVI_PD_REQUEST)) {
@@ -97,7 +111,7 @@ static void requested(struct rv_dev *dev, const struct cm_event *e, struct rvi_s
 		goto refuse;
 	}
 	conn->id = e->id;
-	conn->id->context = conn;
+	e->of->conn = conn;
 	conn->responder = min_of(e->responder, dev->max_responder);
 	conn->initiator = min_of(e->initiator, dev->max_initiator);
 	copy_peer(conn);
@@ -256,14 +270,17 @@ static void step_listener(struct rv_dev *dev, const struct cm_event *e, struct r
 	}
 }
 
-/* Handles the events that are there. Returns true if all were
- * taken, false if there was no more room. */
+/*
+ * Handles the events that are there, a batch at most, since strangers make as many as they like.
+ * Returns true if all were taken. While too many ids wait to be destroyed none is taken. The
+ * kernel bounds the requests that wait there.
+ */
 bool rvi_cm_events(struct rv_dev *dev, struct rvi_sink *sink)
 {
 	struct cm_event e;
 
-	while (sink->n < sink->max) {
-		if (!next_cm_event(dev, &e))
+	for (unsigned n = 0; n < RVI_BATCH && sink->n < sink->max; n++) {
+		if (!rvi_id_spare(dev) || !next_cm_event(dev, &e))
 			return true;
 		if (e.type == RDMA_CM_EVENT_CONNECT_REQUEST)
 			requested(dev, &e, sink);

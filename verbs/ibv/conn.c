@@ -249,7 +249,7 @@ bool rvi_close_conn(struct rv_conn *conn)
 	}
 	rb_assert(!conn->active && !conn->nr_sending && !rvi_reads_outstanding(conn));
 	if (conn->id)
-		rvi_reap(dev, conn->id, NULL, 0);
+		rvi_reap(dev, conn->id);
 	conn->id = NULL;
 	rvi_conn_release(conn);
 	return false;

@@ -211,11 +211,11 @@ int rvi_open(const struct rv_options *opt, struct rv_dev **out)
 
 	if ((rc = describe(dev, &pick)) || (rc = size_queues(dev, opt)) ||
 	    (rc = make_queues(dev)) || (rc = make_tables(dev)) || (rc = rvi_listen(dev, &pick)) ||
-	    (rc = rvi_helper_start(dev)) || (rc = rvi_wake_init(dev))) {
+	    (rc = rvi_helper_start(dev)) || (rc = rvi_wake_init(dev)) ||
+	    (rc = rvi_reap_start(dev))) {
 		rvi_close(dev);
 		return rc;
 	}
-	rvi_reap_start(dev);
 	dev->caps.max_msg = dev->max_msg;
 	dev->caps.max_inline =
 		dev->max_inline -
@@ -238,7 +238,7 @@ static void free_conns(struct rv_dev *dev)
 	rvi_helper_end(dev);
 	for (uint32_t i = 0; i < at_load(&dev->nr_conns); i++) {
 		if (rvi_conn_at(dev, i)->id)
-			rvi_reap(dev, rvi_conn_at(dev, i)->id, NULL, 0);
+			rvi_reap(dev, rvi_conn_at(dev, i)->id);
 	}
 	for (uint32_t i = 0; i < at_load(&dev->nr_conns); i++) {
 		struct rv_conn *conn = at_load(&dev->conns[i]);

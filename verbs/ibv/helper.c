@@ -118,15 +118,18 @@ static void *help(void *arg)
 		struct list *l = list_pop(&h->tasks);
 		struct rvi_task *task;
 
-		if (!l) {
+		if (!l && !at_load(&dev->reaper.nr_refused)) {
 			pthread_cond_wait(&h->more, &h->lock);
 			continue;
 		}
-		task = container_of(l, struct rvi_task, node);
 		pthread_mutex_unlock(&h->lock);
-		task->run(task->conn);
-		/* The connection may be another's from here on. */
-		rvi_news(dev);
+		rvi_reject_next(dev);
+		if (l) {
+			task = container_of(l, struct rvi_task, node);
+			task->run(task->conn);
+			/* The connection may be another's from here on. */
+			rvi_news(dev);
+		}
 		pthread_mutex_lock(&h->lock);
 	}
 	pthread_mutex_unlock(&h->lock);
@@ -145,6 +148,16 @@ static void leave_to_helper(struct rvi_task *task, void (*run)(struct rv_conn *c
 		list_add(&h->tasks, &task->node);
 	else
 		list_add_tail(&h->tasks, &task->node);
+	pthread_cond_signal(&h->more);
+	pthread_mutex_unlock(&h->lock);
+}
+
+void rvi_help_reject(struct rv_dev *dev)
+{
+	struct rvi_helper *h = &dev->helper;
+
+	/* The mutex: the helper may be between its look and its sleep. */
+	pthread_mutex_lock(&h->lock);
 	pthread_cond_signal(&h->more);
 	pthread_mutex_unlock(&h->lock);
 }

@@ -235,16 +235,29 @@ struct rvi_helper {
 	_Atomic int news; /* sc: some connection came to its next stage */
 };
 
-/* Destroys what the connection manager keeps of closed connections; reap.c. */
+/* What is known of an id of the connection manager, from its beginning: its context. */
+struct rvi_id {
+	struct list node; /* link in reaper.refused, reaper.ids or reaper.stock */
+	struct rdma_cm_id *id;
+	struct rv_conn *conn; /* [progress] NULL: closed, or not yet a connection */
+	bool may_live; /* else it is from the stock's last part: a request is refused */
+	uint8_t nr_reason; /* bytes to reject a request with; 0 = none */
+	uint8_t reason[RVI_PDATA_MAX];
+};
+
+/* Rejects requests, and destroys what the connection manager keeps of connections; reap.c. */
 struct rvi_reaper {
 	pthread_t thread;
 	pthread_mutex_t lock;
 	pthread_cond_t more;
-	struct list ids;             /* guarded by lock, as the rest */
-	uint32_t nr;                 /* number in ids, and in work */
+	struct list refused, ids;    /* guarded by lock, as the rest */
+	_Atomic uint32_t nr_refused; /* number in refused; lock writes, any thread reads */
+	uint32_t nr;                 /* number in refused and ids, and in work */
 	struct list stock;           /* records to use */
 	uint32_t nr_stock;
+	bool full;                   /* connection events are not taken */
 	bool runs, stop;
+	struct rvi_id *spare;        /* [progress] for the next request */
 };
 
 struct rv_dev {
@@ -355,16 +368,26 @@ void rvi_destroy(struct rv_conn *conn);
 void rvi_make_reads(struct rv_conn *conn);
 /* Has it tied to the peer's. [progress] */
 void rvi_tie_reads(struct rv_conn *conn);
+/* Has it look for requests to reject. [progress] */
+void rvi_help_reject(struct rv_dev *dev);
 /* Has the next poll look at the connections that are closed, and wakes a sleeper. [any] */
 void rvi_news(struct rv_dev *dev);
 
-/* reap.c: rvi_reap takes the id over. It rejects a request with that reason, if there is one. */
+/* reap.c */
 void rvi_reap_init(struct rv_dev *dev);
-void rvi_reap_start(struct rv_dev *dev);
+int rvi_reap_start(struct rv_dev *dev);
 void rvi_reap_fini(struct rv_dev *dev);
-void rvi_reap(struct rv_dev *dev, struct rdma_cm_id *id, const void *reason, uint8_t nr);
-/* Rejects a request, with a reason if nr is not 0, and has its id destroyed. */
+/* Returns a record for a connect's id, or NULL with a text. [progress, as the next ones] */
+struct rvi_id *rvi_id_new(struct rv_dev *dev);
+void rvi_id_drop(struct rv_dev *dev, struct rvi_id *one);
+/* Has a record for the id of the next request. Returns false if connection events have to wait. */
+bool rvi_id_spare(struct rv_dev *dev);
+/* Takes the id over, and destroys it. */
+void rvi_reap(struct rv_dev *dev, struct rdma_cm_id *id);
+/* Has a request rejected, with a reason if nr is not 0, and its id destroyed. */
 void rvi_refuse(struct rv_dev *dev, struct rdma_cm_id *id, const void *reason, uint8_t nr);
+/* Rejects a request that waits for it. Returns false if there is none. [reaper, helper] */
+bool rvi_reject_next(struct rv_dev *dev);
 /* Returns true if the port is up and has a route there, or if that is unknown. */
 bool rvi_can_reach(const struct rv_dev *dev, const struct sockaddr_storage *to);
 
@@ -519,6 +542,8 @@ int rvi_wake_init(struct rv_dev *dev);
 int rvi_arm(struct rv_dev *dev, unsigned flags);
 void rvi_disarm(struct rv_dev *dev);
 int rvi_fd(struct rv_dev *dev);
+/* Has connection events wake a sleeper, or not. [any] */
+void rvi_watch_cm(struct rv_dev *dev, bool watch);
 void rvi_wake_timer(struct rv_dev *dev);
 void rvi_watch_sends(struct rv_dev *dev);
 void rvi_slow(struct rv_dev *dev, struct rvi_sink *sink);

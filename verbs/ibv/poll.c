@@ -167,7 +167,7 @@ static void report_ends(struct rv_dev *dev, struct rvi_sink *sink)
 static void stopped(struct rv_conn *conn)
 {
 	rvi_drain_for(conn);
-	rvi_reap(conn->dev, conn->id, NULL, 0);
+	rvi_reap(conn->dev, conn->id);
 	conn->id = NULL;
 	rvi_destroy(conn);
 }

@@ -3,8 +3,14 @@
  * A thread that destroys the ids of the connection manager. The kernel waits in there until the
  * management datagrams that it has sent for the id are done with. Over rdma_rxe 6.1 that took a
  * minute, more than once, until something else was sent (cm_destroy_id in the stack). The thread
- * that closes a connection holds the core's progress lock, so it must not wait there. Requests are
- * rejected here too: their ids go next.
+ * that closes a connection holds the core's progress lock, so it must not wait there. No id is ever
+ * destroyed by it. When too many ids wait, connection events are not taken, and no connect begins.
+ *
+ * Requests are rejected here too: their ids go next. The helper takes part in that. So a request is
+ * rejected soon, though one of the two threads may stand in a destroy.
+ *
+ * Each id has its record from its beginning, so an end needs no memory. Without memory a request
+ * gets one of the stock. Its last part is for refusals, which give it back.
  *
  * The fence is not concerned. It is over when the queue pair is destroyed, which is ours, not the
  * id's. So the helper, which destroys queue pairs, never waits for an id.
@@ -20,19 +26,10 @@
 #include "base/thread.h"
 #include "ibv.h"
 
-/*
- * limit of waiting ids, so that they do not pile up; further ids are destroyed when they are closed
- */
+/* waiting ids from which on no others are made */
 #define REAP_MAX 1024u
 #define STOCK 64u /* records kept for times without memory */
 #define ROUTE_LOOK_NS (100 * NSEC_PER_MSEC)
-
-struct rvi_reaped {
-	struct list node;
-	struct rdma_cm_id *id;
-	uint8_t nr_reason; /* bytes to reject a request with; 0 = none */
-	uint8_t reason[RVI_PDATA_MAX];
-};
 
 bool rvi_can_reach(const struct rv_dev *dev, const struct sockaddr_storage *to)
 {
@@ -56,7 +53,7 @@ static bool can_be_told(const struct rv_dev *dev, struct rdma_cm_id *id)
 }
 
 /* Takes one that can be destroyed now; at the end, any. [r->lock, let go of meanwhile] */
-static struct rvi_reaped *next(struct rv_dev *dev)
+static struct rvi_id *next(struct rv_dev *dev)
 {
 	struct rvi_reaper *r = &dev->reaper;
 	struct list *l;
@@ -64,7 +61,7 @@ static struct rvi_reaped *next(struct rv_dev *dev)
 	rb_assert(pthread_mutex_trylock(&r->lock) != 0);
 	rb_assert_if(!list_empty(&r->ids), r->nr);
 	for (uint32_t n = r->nr; n && (l = list_pop(&r->ids)); n--) {
-		struct rvi_reaped *one = container_of(l, struct rvi_reaped, node);
+		struct rvi_id *one = container_of(l, struct rvi_id, node);
 		bool can = r->stop;
 
 		if (!can) {
@@ -96,19 +93,25 @@ static void wait_for_more(struct rvi_reaper *r)
 	pthread_cond_timedwait(&r->more, &r->lock, &until);
 }
 
-/* Takes a record, NULL if there is none. [r->lock] */
-static struct rvi_reaped *take_record(struct rvi_reaper *r)
+/* Takes a record. The stock keeps as many. Returns NULL if there is none. [r->lock] */
+static struct rvi_id *take_record(struct rvi_reaper *r, uint32_t keep)
 {
-	struct list *l = list_pop(&r->stock);
+	struct rvi_id *one = malloc(sizeof(*one));
 
-	if (!l)
-		return malloc(sizeof(struct rvi_reaped));
-	r->nr_stock--;
-	return container_of(l, struct rvi_reaped, node);
+	if (!one && r->nr_stock > keep) {
+		r->nr_stock--;
+		one = container_of(list_pop(&r->stock), struct rvi_id, node);
+	}
+	if (!one)
+		return NULL;
+	memset(one, 0, sizeof(*one));
+	list_init(&one->node);
+	one->may_live = true;
+	return one;
 }
 
 /* [r->lock] */
-static void put_record(struct rvi_reaper *r, struct rvi_reaped *one)
+static void put_record(struct rvi_reaper *r, struct rvi_id *one)
 {
 	if (r->nr_stock == STOCK) {
 		free(one);
@@ -118,6 +121,97 @@ static void put_record(struct rvi_reaper *r, struct rvi_reaped *one)
 	r->nr_stock++;
 }
 
+struct rvi_id *rvi_id_new(struct rv_dev *dev)
+{
+	struct rvi_reaper *r = &dev->reaper;
+	struct rvi_id *one = NULL;
+	bool full;
+
+	pthread_mutex_lock(&r->lock);
+	full = r->nr >= REAP_MAX;
+	if (!full)
+		one = take_record(r, STOCK / 2);
+	pthread_mutex_unlock(&r->lock);
+	if (full)
+		rv_fail(ENOMEM, "%u ended connections of %s wait for the kernel", REAP_MAX,
+			dev->caps.device);
+	else if (!one)
+		rv_fail(ENOMEM, "no memory for a connection");
+	return one;
+}
+
+void rvi_id_drop(struct rv_dev *dev, struct rvi_id *one)
+{
+	pthread_mutex_lock(&dev->reaper.lock);
+	put_record(&dev->reaper, one);
+	pthread_mutex_unlock(&dev->reaper.lock);
+}
+
+bool rvi_id_spare(struct rv_dev *dev)
+{
+	struct rvi_reaper *r = &dev->reaper;
+
+	pthread_mutex_lock(&r->lock);
+	if (!r->spare)
+		r->spare = take_record(r, STOCK / 2);
+	if (!r->spare && (r->spare = take_record(r, 0)))
+		r->spare->may_live = false;
+	/* Without a record all of the stock's last part waits to be destroyed. */
+	r->full = !r->spare || r->nr >= REAP_MAX;
+	if (r->full)
+		rvi_watch_cm(dev, false);
+	pthread_mutex_unlock(&r->lock);
+	return !r->full;
+}
+
+/* Takes one that is to be rejected. [r->lock] */
+static struct rvi_id *next_refused(struct rvi_reaper *r)
+{
+	struct list *l = list_pop(&r->refused);
+
+	if (!l)
+		return NULL;
+	at_sub(&r->nr_refused, 1);
+	return container_of(l, struct rvi_id, node);
+}
+
+bool rvi_reject_next(struct rv_dev *dev)
+{
+	struct rvi_reaper *r = &dev->reaper;
+	struct rvi_id *one;
+
+	if (!at_load(&r->nr_refused))
+		return false;
+	pthread_mutex_lock(&r->lock);
+	one = next_refused(r);
+	pthread_mutex_unlock(&r->lock);
+	if (!one)
+		return false;
+	if (can_be_told(dev, one->id)) {
+		rdma_reject(one->id, one->nr_reason ? one->reason : NULL, one->nr_reason);
+		one->nr_reason = 0;
+	}
+	pthread_mutex_lock(&r->lock);
+	list_add_tail(&r->ids, &one->node);
+	pthread_cond_signal(&r->more);
+	pthread_mutex_unlock(&r->lock);
+	return true;
+}
+
+/* Takes note that an id is destroyed. Others may be made again when half of them are. [r->lock] */
+static void destroyed(struct rv_dev *dev, struct rvi_id *one)
+{
+	struct rvi_reaper *r = &dev->reaper;
+
+	put_record(r, one);
+	rb_assert_is(r->nr, >, 0);
+	r->nr--;
+	if (!r->full || r->nr > REAP_MAX / 2)
+		return;
+	r->full = false;
+	rvi_watch_cm(dev, true);
+}
+
 static void *reap(void *arg)
 {
 	struct rv_dev *dev = arg;
@@ -125,22 +219,30 @@ static void *reap(void *arg)
 
 	rb_thread_begin("rref-cm");
 	pthread_mutex_lock(&r->lock);
-	while (!r->stop || !list_empty(&r->ids)) {
-		struct rvi_reaped *one = next(dev);
+	while (!r->stop || r->nr) {
+		struct rvi_id *one;
 
+		if (at_load(&r->nr_refused)) {
+			pthread_mutex_unlock(&r->lock);
+			rvi_reject_next(dev);
+			pthread_mutex_lock(&r->lock);
+			continue;
+		}
+		one = next(dev);
 		if (!one) {
-			wait_for_more(r);
+			/* The mutex was let go of meanwhile. */
+			if (!at_load(&r->nr_refused))
+				wait_for_more(r);
 			continue;
 		}
 		pthread_mutex_unlock(&r->lock);
 		/* The end of the device takes ids whose peers cannot be told, too. */
 		if (one->nr_reason && can_be_told(dev, one->id))
 			rdma_reject(one->id, one->reason, one->nr_reason);
+		rb_slow(RB_SLOW_CM_DESTROY);
 		rdma_destroy_id(one->id);
 		pthread_mutex_lock(&r->lock);
-		put_record(r, one);
-		rb_assert_is(r->nr, >, 0);
-		r->nr--;
+		destroyed(dev, one);
 	}
 	pthread_mutex_unlock(&r->lock);
 	return NULL;
@@ -150,6 +252,7 @@ void rvi_reap_init(struct rv_dev *dev)
 {
 	pthread_condattr_t attr;
 
+	list_init(&dev->reaper.refused);
 	list_init(&dev->reaper.ids);
 	list_init(&dev->reaper.stock);
 	pthread_mutex_init(&dev->reaper.lock, NULL);
@@ -159,59 +262,57 @@ void rvi_reap_init(struct rv_dev *dev)
 	pthread_condattr_destroy(&attr);
 }
 
-/*
- * Starts the thread, while the device is opened and no lock is held. If it cannot be had, ids are
- * destroyed when they are closed.
- */
-void rvi_reap_start(struct rv_dev *dev)
+/* Starts the thread, while the device is opened and no lock is held. Returns 0 or -errno. */
+int rvi_reap_start(struct rv_dev *dev)
 {
-	struct rvi_reaped *one;
+	struct rvi_id *one;
+	char why[200];
+	int err;
 
-	for (unsigned i = 0; i < STOCK && (one = malloc(sizeof(*one))); i++)
+	for (unsigned i = 0; i < STOCK; i++) {
+		one = malloc(sizeof(*one));
+		if (!one)
+			return rv_fail(ENOMEM, "no memory for the ends of connections");
 		put_record(&dev->reaper, one);
-	dev->reaper.runs = !rb_thread_start(&dev->reaper.thread, reap, dev);
+	}
+	err = rb_thread_start(&dev->reaper.thread, reap, dev);
+	dev->reaper.runs = !err;
+	if (err)
+		rb_thread_why(err, why, sizeof(why));
+	return err ? rv_fail(err, "no thread for the ends of connections: %s", why) : 0;
 }
 
-void rvi_reap(struct rv_dev *dev, struct rdma_cm_id *id, const void *reason, uint8_t nr)
+/* Hands an id over, whose events find no connection any more. */
+static void leave_to_reaper(struct rv_dev *dev, struct rdma_cm_id *id, struct list *to,
+			    const void *reason, uint8_t nr)
 {
 	struct rvi_reaper *r = &dev->reaper;
-	struct rvi_reaped *one = NULL;
+	struct rvi_id *one = id->context;
 
-	id->context = NULL; /* events of the id find no connection any more; see next_cm_event() */
+	rb_assert(r->runs && list_empty(&one->node));
+	one->id = id;
+	one->conn = NULL;
+	one->nr_reason = nr;
+	if (nr)
+		memcpy(one->reason, reason, nr);
 	pthread_mutex_lock(&r->lock);
-	if (r->runs && (r->nr < REAP_MAX || !can_be_told(dev, id)))
-		one = take_record(r);
-	if (one) {
-		one->id = id;
-		one->nr_reason = nr;
-		if (nr)
-			memcpy(one->reason, reason, nr);
-		list_init(&one->node);
-		list_add_tail(&r->ids, &one->node);
-		r->nr++;
-		pthread_cond_signal(&r->more);
-	}
+	list_add_tail(to, &one->node);
+	r->nr++;
+	if (to == &r->refused)
+		at_add(&r->nr_refused, 1);
+	pthread_cond_signal(&r->more);
 	pthread_mutex_unlock(&r->lock);
-	if (one)
-		return;
-	rb_slow(RB_SLOW_CM_DESTROY);
-	if (nr && can_be_told(dev, id))
-		rdma_reject(id, reason, nr);
-	rdma_destroy_id(id);
 }
 
-/*
- * Rejects at once, since the reaper may stand in a destroy. Without a route the reaper does it, as
- * soon as there is one.
- */
+void rvi_reap(struct rv_dev *dev, struct rdma_cm_id *id)
+{
+	leave_to_reaper(dev, id, &dev->reaper.ids, NULL, 0);
+}
+
 void rvi_refuse(struct rv_dev *dev, struct rdma_cm_id *id, const void *reason, uint8_t nr)
 {
-	rb_slow(RB_SLOW_CM);
-	if (can_be_told(dev, id)) {
-		rdma_reject(id, reason, nr);
-		nr = 0;
-	}
-	rvi_reap(dev, id, reason, nr);
+	leave_to_reaper(dev, id, &dev->reaper.refused, reason, nr);
+	rvi_help_reject(dev);
 }
 
 /* Waits until all are gone. */
@@ -226,9 +327,10 @@ void rvi_reap_fini(struct rv_dev *dev)
 	pthread_mutex_unlock(&r->lock);
 	if (r->runs)
 		pthread_join(r->thread, NULL);
-	rb_assert(list_empty(&r->ids) && !r->nr);
+	rb_assert(list_empty(&r->refused) && list_empty(&r->ids) && !r->nr);
+	free(r->spare);
 	while ((l = list_pop(&r->stock)))
-		free(container_of(l, struct rvi_reaped, node));
+		free(container_of(l, struct rvi_id, node));
 	pthread_cond_destroy(&r->more);
 	pthread_mutex_destroy(&r->lock);
 }

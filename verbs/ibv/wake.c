@@ -52,6 +52,13 @@ int rvi_wake_init(struct rv_dev *dev)
 	return rc ? rc : watch_fd(dev, dev->timerfd, WAKE_TIMER);
 }
 
+void rvi_watch_cm(struct rv_dev *dev, bool watch)
+{
+	struct epoll_event e = { .events = watch ? EPOLLIN : 0, .data.u32 = WAKE_CM };
+
+	epoll_ctl(dev->epfd, EPOLL_CTL_MOD, dev->cm->fd, &e);
+}
+
 int rvi_fd(struct rv_dev *dev)
 {
 	return dev->epfd;
