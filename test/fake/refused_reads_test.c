@@ -84,13 +84,12 @@ static void batch_with(struct rref *bad, struct rref *good)
 	}
 }
 
-static void refused__calls_go_on(void **state)
+static void have_reads_refused(void)
 {
 	struct caller c[2];
 	struct rref *bad, *good, *large;
 	struct fg g;
 
-	(void)state;
 	join_two(&g, UINT32_MAX, UINT32_MAX);
 	bad = bad_value(&g);
 	good = fg_value(&g, 1, 0, 5000, 9);
@@ -131,6 +130,23 @@ static void refused__calls_go_on(void **state)
 	rref_release(good);
 	rref_release(large);
 	fg_leave(&g);
+}
+
+static void refused__calls_go_on(void **state)
+{
+	(void)state;
+	have_reads_refused();
+}
+
+/* Has drivers that take no request of a queue pair in error. */
+static void refused__posts_in_error(void **state)
+{
+	(void)state;
+	for (unsigned i = 0; i < 2; i++)
+		fv_knobs(i)->refuse_in_error = 1;
+	have_reads_refused();
+	for (unsigned i = 0; i < 2; i++)
+		fv_knobs(i)->refuse_in_error = 0;
 }
 
 /* Leaves a group whose session is over, and for a while no other begins. */
@@ -197,6 +213,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(refused__calls_go_on),
+		cmocka_unit_test(refused__posts_in_error),
 		cmocka_unit_test(refused__too_often_for_the_owner),
 		cmocka_unit_test(refused__too_often_for_the_reader),
 	};

@@ -38,6 +38,32 @@ static void refused__messages_go_on(void **state)
 	pair_part();
 }
 
+/* Posts to a queue pair in error that takes no request. Only READs are cut off. */
+static void refused__post_in_error(void **state)
+{
+	struct rv_read r[2];
+
+	(void)state;
+	pair_meet_up();
+	fv_knobs(1)->refuse_in_error = 1;
+	post_one_read(&a, &b, 0, false);
+	for (int64_t end = tlv_deadline_ns(); a.node.read_status[0] == TLV_UNFINISHED;) {
+		assert_true(now_ns() < end);
+		tlv_pump(&a.node, 0, -1);
+	}
+	r[0] = read_for(&b, &a, 64, 64);
+	r[1] = read_for(&b, &a, 128, 64);
+	assert_int_equal(b.node.ops->post_reads(b.c->conn, r, 1), -EAGAIN);
+	assert_int_equal(b.node.ops->post_reads(b.c->conn, r, 2), -EAGAIN);
+	UNTIL(b.c->nr_reads_down && b.c->reads_up && a.c->reads_up);
+	fv_knobs(1)->refuse_in_error = 0;
+	assert_false(a.c->down || b.c->down);
+	must_echo(20);
+	must_read(&a, &b);
+	must_read(&b, &a);
+	pair_part();
+}
+
 /* Tells whether the READs were cut off since, and are back. */
 static bool went_and_came(const struct end *e, unsigned downs)
 {
@@ -235,6 +261,7 @@ int main(void)
 		TEST(messages__give_no_access),
 		TEST(refused__messages_go_on),
 		TEST(refused__on_both_sides_at_once),
+		TEST(refused__post_in_error),
 	};
 
 	setenv("RREF_TEST_DEVICE", "ibv", 1);

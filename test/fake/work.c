@@ -143,7 +143,8 @@ int fv_post_send(struct ibv_qp *qp, struct ibv_send_wr *wr, struct ibv_send_wr *
 	bool message = false;
 	int64_t due = 0;
 
-	if (state != IBV_QPS_RTS && state != IBV_QPS_ERR && state != IBV_QPS_SQD) {
+	if ((state != IBV_QPS_RTS && state != IBV_QPS_ERR && state != IBV_QPS_SQD) ||
+	    (state == IBV_QPS_ERR && at_load(&q->device->knobs.refuse_in_error))) {
 		*bad = wr;
 		return EINVAL;
 	}

@@ -159,7 +159,7 @@ struct rv_conn {
 	struct ibv_qp *reads_qp;
 	_Atomic(struct rvi_read *) reads; /* const after the first use */
 	_Atomic(void *) user;        /* stays while a READ is under way: any thread looks */
-	/* post_reads: the device refused a doorbell; the progress side ends the connection */
+	/* post_reads: the device refused a post; the progress side ends the pair */
 	_Atomic int kicked;
 
 	/* [progress] from here on */
@@ -464,6 +464,8 @@ void rvi_pair_frame(struct rv_conn *conn, const struct rvi_frame *f, const uint8
 void rvi_pair_say(struct rv_conn *conn);
 /* Judges a READ that failed: it ends the pair, or the connection. */
 void rvi_pair_failed(struct rv_conn *conn, int wc_status, struct rvi_sink *sink);
+/* Ends a pair at which the device refused a post. */
+void rvi_pair_refused(struct rv_conn *conn, struct rvi_sink *sink);
 /* Ends the pair of that queue pair, if it is one. */
 void rvi_pair_broke(struct rv_dev *dev, uint32_t qpn, struct rvi_sink *sink);
 /* A message came: the peer is awake, and has to take part in time. */

@@ -231,6 +231,12 @@ void rvi_pair_failed(struct rv_conn *conn, int wc_status, struct rvi_sink *sink)
 		lose_pair(conn, status, sink);
 }
 
+void rvi_pair_refused(struct rv_conn *conn, struct rvi_sink *sink)
+{
+	if (rvi_state(conn) == RVI_UP && conn->pair.state == RVI_PAIR_READY)
+		lose_pair(conn, -ECONNRESET, sink);
+}
+
 void rvi_pair_broke(struct rv_dev *dev, uint32_t qpn, struct rvi_sink *sink)
 {
 	for (uint32_t i = 0; i < at_load(&dev->nr_conns); i++) {

@@ -218,14 +218,25 @@ static void closed_go_on(struct rv_dev *dev, struct rvi_sink *sink)
 	}
 }
 
-/* Ends the connections whose doorbell the device refused in
- * post_reads: they are as good as failed. */
-static void attend(struct rv_dev *dev)
+/*
+ * Ends the queue pairs for READs whose posts the device refused. Messages go on: some drivers take
+ * no post to a queue pair in error, and that one may be so by a key that was refused.
+ */
+static void attend(struct rv_dev *dev, struct rvi_sink *sink)
 {
 	at_xchg_acq(&dev->attention, 0);
-	for (uint32_t i = 0; i < at_load(&dev->nr_conns); i++)
-		if (at_xchg_acq(&rvi_conn_at(dev, i)->kicked, 0))
-			rvi_conn_down(rvi_conn_at(dev, i), -EIO, -1);
+	for (uint32_t i = 0; i < at_load(&dev->nr_conns); i++) {
+		struct rv_conn *conn = rvi_conn_at(dev, i);
+
+		if (likely(!at_load(&conn->kicked)))
+			continue;
+		if (sink->n >= sink->max) {
+			at_store_rel(&dev->attention, 1); /* the rest is for the next poll */
+			return;
+		}
+		if (at_xchg_acq(&conn->kicked, 0))
+			rvi_pair_refused(conn, sink);
+	}
 }
 
 /* Tells whether the device is gone, and everything of it was reported. */
@@ -242,7 +253,7 @@ int rvi_poll(struct rv_dev *dev, struct rv_event *ev, unsigned max, unsigned fla
 	if (unlikely(dev->spill_tail))
 		unspill(&sink);
 	if (unlikely(at_load(&dev->attention)))
-		attend(dev);
+		attend(dev, &sink);
 	if (flags & RV_POLL_SLOW)
 		rvi_slow(dev, &sink);
 	all = completions(dev, &sink);

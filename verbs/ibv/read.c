@@ -156,8 +156,9 @@ static inline void fill_request(struct rv_conn *conn, uint32_t i, const struct r
 
 /*
  * Gives back the slots of the requests from `bad` on; the device took the others. If `bad` is NULL,
- * everything is in the queue and only the doorbell failed (rxe). These READs count as posted, and
- * the next poll ends the connection, so that the fence reports them.
+ * everything is in the queue and only the doorbell failed (rxe). These READs count as posted. The
+ * next poll ends the queue pair for READs, and reports them. Those that were not posted can go over
+ * the next one.
  */
 static int post_failed(struct rv_conn *conn, unsigned got, const struct ibv_send_wr *bad, int err)
 {
@@ -173,16 +174,13 @@ static int post_failed(struct rv_conn *conn, unsigned got, const struct ibv_send
 	}
 	rb_assert_is(posted, >=, 0);
 	if (posted == (int)got || (err != ENOMEM && err != EAGAIN)) {
+		/* The requests are in order (check_chain): the queue pair takes nothing any
+		 * more. */
 		at_store(&conn->kicked, 1);
 		at_store_rel(&conn->dev->attention, 1);
+		rvi_news(conn->dev);
 	}
-	if (posted)
-		return posted;
-	if (err == ENOMEM || err == EAGAIN)
-		return -EAGAIN;
-	/* The request is in order (check_chain): it is the queue
-	 * pair that takes nothing any more. */
-	return rv_fail(ENOTCONN, "the device refused a READ: %s", strerror(err));
+	return posted ? posted : -EAGAIN;
 }
 
 static __attribute__((noinline)) int post_chain(struct rv_conn *conn, struct rv_read *r, unsigned n)
