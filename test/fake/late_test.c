@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A side that stood still itself while a deadline passed. What came meanwhile counts, although the
- * timer has fired.
+ * A side that stood still itself while a deadline passed. News that came meanwhile counts, although
+ * the timer has fired.
  */
 #include "two_pairs.h"
 

@@ -17,7 +17,7 @@ static _Thread_local bool polls; /* the device of the library, on this thread */
 static _Atomic unsigned taken, asked, rejected, destroyed, by_the_poll;
 static _Atomic bool hold, no_memory;
 
-static void note(_Atomic unsigned *count)
+static void count_one(_Atomic unsigned *count)
 {
 	at_add(count, 1);
 	at_add(&by_the_poll, polls);
@@ -44,7 +44,7 @@ int __wrap_rdma_get_cm_event(struct rdma_event_channel *ch, struct rdma_cm_event
 
 int __wrap_rdma_reject(struct rdma_cm_id *id, const void *data, uint8_t length)
 {
-	note(&rejected);
+	count_one(&rejected);
 	return __real_rdma_reject(id, data, length);
 }
 
@@ -53,14 +53,14 @@ int __wrap_rdma_destroy_id(struct rdma_cm_id *id)
 	if (id->channel == a.node.dev->cm) {
 		while (at_load(&hold))
 			tlv_sleep_ms(1);
-		note(&destroyed);
+		count_one(&destroyed);
 	}
 	return __real_rdma_destroy_id(id);
 }
 
 bool __wrap_rvi_has_route(const struct rv_dev *dev, const struct sockaddr_storage *to)
 {
-	note(&asked);
+	count_one(&asked);
 	return __real_rvi_has_route(dev, to);
 }
 
@@ -73,7 +73,7 @@ static struct rdma_event_channel *theirs;
 static struct rdma_cm_id *strangers[MANY];
 static unsigned nr_refused; /* strangers that heard of it */
 
-static in_addr_t address(unsigned device)
+static in_addr_t address_of_device(unsigned device)
 {
 	return htonl(INADDR_LOOPBACK + device);
 }
@@ -89,7 +89,7 @@ static void look_at_a(void)
 }
 
 /* Takes the strangers' events, and goes on with their steps. */
-static void hear(void)
+static void strangers_hear(void)
 {
 	struct rdma_conn_param p = { .private_data = "hello",
 				     .private_data_len = 5,
@@ -110,18 +110,18 @@ static void hear(void)
 }
 
 /* Has a stranger ask, without room for READs. */
-static void ask(unsigned i)
+static void stranger_asks(unsigned i)
 {
 	struct sockaddr_in from = { .sin_family = AF_INET }, to = from;
 
-	from.sin_addr.s_addr = address(2);
-	to.sin_addr.s_addr = address(0);
+	from.sin_addr.s_addr = address_of_device(2);
+	to.sin_addr.s_addr = address_of_device(0);
 	to.sin_port = rdma_get_src_port(a.node.dev->listener);
 	assert_int_equal(rdma_create_id(theirs, &strangers[i], NULL, RDMA_PS_TCP), 0);
 	assert_int_equal(rdma_resolve_addr(strangers[i], (struct sockaddr *)&from,
 					   (struct sockaddr *)&to, 1000),
 			 0);
-	hear();
+	strangers_hear();
 }
 
 static int strangers_come(void **state)
@@ -146,7 +146,7 @@ static int strangers_go(void **state)
 	return 0;
 }
 
-static bool is_readable(void)
+static bool wakes_sleepers(void)
 {
 	struct pollfd fd = { .fd = a.node.ops->fd(a.node.dev), .events = POLLIN };
 
@@ -160,7 +160,7 @@ static bool is_readable(void)
 		while (!(cond)) { \
 			assert_true(now_ns() < end_); \
 			look_at_a(); \
-			hear(); \
+			strangers_hear(); \
 		} \
 	} while (0)
 
@@ -168,9 +168,9 @@ static void requests__a_few_in_each_poll(void **state)
 {
 	(void)state;
 	for (unsigned i = 0; i < BACKLOG; i++)
-		ask(i);
+		stranger_asks(i);
 	for (unsigned i = 0; i < BACKLOG / BATCH; i++) {
-		assert_true(is_readable());
+		assert_true(wakes_sleepers());
 		look_at_a();
 		assert_int_equal(at_load(&taken), (i + 1) * BATCH);
 	}
@@ -186,14 +186,14 @@ static void requests__while_a_destroy_hangs(void **state)
 	(void)state;
 	at_store(&hold, true);
 	for (; n < MANY / 2; n++) {
-		ask(n);
+		stranger_asks(n);
 		look_at_a();
 	}
 	before = at_load(&taken);
 	assert_in_range(before, 1000, 1100);
 	assert_int_equal(at_load(&destroyed), 0);
 	look_at_a();
-	assert_false(is_readable());
+	assert_false(wakes_sleepers());
 	assert_int_equal(at_load(&taken), before);
 	/* No connect begins. */
 	assert_int_equal(tlv_connect(&a.node, &a.node.addr, "hello", 5)->status, -ENOMEM);
@@ -201,7 +201,7 @@ static void requests__while_a_destroy_hangs(void **state)
 	LOOK_UNTIL(nr_refused == n);
 	LOOK_UNTIL(at_load(&destroyed) == at_load(&taken));
 	for (unsigned i = 0; i < 10; i++)
-		ask(n++);
+		stranger_asks(n++);
 	LOOK_UNTIL(nr_refused == n);
 }
 
@@ -214,7 +214,7 @@ static void requests__without_memory(void **state)
 	at_store(&hold, true);
 	at_store(&no_memory, true);
 	for (; n < 100; n++) {
-		ask(n);
+		stranger_asks(n);
 		look_at_a();
 	}
 	assert_in_range(at_load(&taken), 32, 64);

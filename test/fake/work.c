@@ -135,16 +135,23 @@ static void mark(struct fv_qp *q, bool message, int64_t due_ns)
 		fv_wake_at(due_ns);
 }
 
+/* Tells whether a queue pair in that state takes requests. */
+static bool takes_requests(const struct fv_qp *q, int state)
+{
+	if (state == IBV_QPS_ERR)
+		return !at_load(&q->device->knobs.refuse_in_error);
+	return state == IBV_QPS_RTS || state == IBV_QPS_SQD;
+}
+
 int fv_post_send(struct ibv_qp *qp, struct ibv_send_wr *wr, struct ibv_send_wr **bad)
 {
 	struct fv_qp *q = fv_qp_of(qp);
 	const struct ibv_send_wr *first = wr;
-	int state = at_load(&q->state), rc = 0;
+	int rc = 0;
 	bool message = false;
 	int64_t due = 0;
 
-	if ((state != IBV_QPS_RTS && state != IBV_QPS_ERR && state != IBV_QPS_SQD) ||
-	    (state == IBV_QPS_ERR && at_load(&q->device->knobs.refuse_in_error))) {
+	if (!takes_requests(q, at_load(&q->state))) {
 		*bad = wr;
 		return EINVAL;
 	}

@@ -211,8 +211,7 @@ int rvi_open(const struct rv_options *opt, struct rv_dev **out)
 
 	if ((rc = describe(dev, &pick)) || (rc = size_queues(dev, opt)) ||
 	    (rc = make_queues(dev)) || (rc = make_tables(dev)) || (rc = rvi_listen(dev, &pick)) ||
-	    (rc = rvi_helper_start(dev)) || (rc = rvi_wake_init(dev)) ||
-	    (rc = rvi_reap_start(dev))) {
+	    (rc = rvi_helper_start(dev)) || (rc = rvi_wake_init(dev))) {
 		rvi_close(dev);
 		return rc;
 	}

@@ -219,7 +219,8 @@ int rvi_helper_start(struct rv_dev *dev)
 	h->runs = !err;
 	if (err)
 		rb_thread_why(err, why, sizeof(why));
-	return err ? rv_fail(err, "no thread for the ends of connections: %s", why) : 0;
+	return err ? rv_fail(err, "no thread for the ends of connections: %s", why)
+		   : rvi_reap_start(dev);
 }
 
 void rvi_helper_end(struct rv_dev *dev)

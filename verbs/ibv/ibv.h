@@ -235,7 +235,7 @@ struct rvi_helper {
 	_Atomic int news; /* sc: some connection came to its next stage */
 };
 
-/* What is known of an id of the connection manager, from its beginning: its context. */
+/* Record of an id of the connection manager, from its beginning. It is the id's context. */
 struct rvi_id {
 	struct list node; /* link in reaper.refused, reaper.ids or reaper.stock */
 	struct rdma_cm_id *id;
@@ -250,14 +250,14 @@ struct rvi_reaper {
 	pthread_t thread;
 	pthread_mutex_t lock;
 	pthread_cond_t more;
-	struct list refused, ids;    /* guarded by lock, as the rest */
+	struct list refused, ids; /* guarded by lock, as the rest */
 	_Atomic uint32_t nr_refused; /* number in refused; lock writes, any thread reads */
-	uint32_t nr;                 /* number in refused and ids, and in work */
-	struct list stock;           /* records to use */
+	uint32_t nr; /* number in refused and ids, and in work */
+	struct list stock; /* records to use */
 	uint32_t nr_stock;
-	bool full;                   /* connection events are not taken */
+	bool full; /* connection events are not taken */
 	bool runs, stop;
-	struct rvi_id *spare;        /* [progress] for the next request */
+	struct rvi_id *spare; /* [progress] record for the next request */
 };
 
 struct rv_dev {
@@ -322,9 +322,9 @@ struct rv_dev {
 	bool asleep;                 /* armed, and not for READs */
 	int64_t sends_watch_ns;      /* time to wake a sleeper to look after them; 0 = not */
 	int64_t timer_ns;            /* the time that timerfd is set to; 0 = off */
-	bool timer_due;              /* it has fired, and the deadlines are not yet looked at */
-	bool cm_drained;             /* no connection event was left */
-	uint32_t timer_waits;        /* polls that it waited for what had come before */
+	bool timer_due; /* timerfd has fired, and the deadlines are not yet looked at */
+	bool cm_drained; /* no connection event was left */
+	uint32_t timer_waits; /* polls that it waited for what had come before */
 
 	pthread_mutex_t region_lock;
 	struct list regions;         /* guarded by region_lock */
@@ -357,6 +357,7 @@ struct ibv_context *rvi_context_open(struct ibv_device *device);
 void rvi_context_close(struct ibv_context *ctx);
 
 /* helper.c */
+/* Starts the reaper, too. */
 int rvi_helper_start(struct rv_dev *dev);
 /* Ends the thread, and every queue pair. All connections are closed. */
 void rvi_helper_end(struct rv_dev *dev);

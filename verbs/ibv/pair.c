@@ -270,7 +270,7 @@ bool rvi_pair_overdue(const struct rv_conn *conn)
 {
 	const struct rvi_pair *pair = &conn->pair;
 
-	/* It is this side's turn, and its device or its room for frames is slow. */
+	/* This side has its turn, and its device or its room for frames is slow. */
 	if (pair->state == RVI_PAIR_MAKING || pair->state == RVI_PAIR_TYING || pair->say_offer ||
 	    pair->say_ready)
 		return false;

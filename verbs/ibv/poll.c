@@ -219,8 +219,8 @@ static void closed_go_on(struct rv_dev *dev, struct rvi_sink *sink)
 }
 
 /*
- * Ends the queue pairs for READs whose posts the device refused. Messages go on: some drivers take
- * no post to a queue pair in error, and that one may be so by a key that was refused.
+ * Ends the queue pairs for READs whose posts the device refused. Messages go on. Some drivers take
+ * no post to a queue pair in error, and a refused key may have brought that about.
  */
 static void attend(struct rv_dev *dev, struct rvi_sink *sink)
 {

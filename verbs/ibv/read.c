@@ -157,8 +157,7 @@ static inline void fill_request(struct rv_conn *conn, uint32_t i, const struct r
 /*
  * Gives back the slots of the requests from `bad` on; the device took the others. If `bad` is NULL,
  * everything is in the queue and only the doorbell failed (rxe). These READs count as posted. The
- * next poll ends the queue pair for READs, and reports them. Those that were not posted can go over
- * the next one.
+ * next poll ends the queue pair for READs, and reports them. The others can go over the next one.
  */
 static int post_failed(struct rv_conn *conn, unsigned got, const struct ibv_send_wr *bad, int err)
 {
