@@ -53,6 +53,7 @@ struct fv_knobs {
 	_Atomic int fail_destroys; /* counts: destroys of queue pairs that fail */
 	_Atomic int hold_destroys; /* 1: destroys of queue pairs wait until it is 0 */
 	_Atomic int lose_flushes; /* 1: a request that is flushed makes no completion */
+	_Atomic int no_room; /* counts: posts of messages that fail with ENOMEM */
 	_Atomic int refuse_in_error; /* 1: a queue pair in error refuses requests */
 	_Atomic int lose_srq; /* SRQ entries that each destroyed queue pair takes along */
 };

@@ -119,6 +119,57 @@ static void messages__give_no_access(void **state)
 	pair_part();
 }
 
+/* ---- a frame finds no room, while no send is under way ---- */
+
+static void no_room__for_the_next_pair(void **state)
+{
+	(void)state;
+	for (int n = 1; n < 5; n++) {
+		pair_meet_up();
+		must_echo(1);
+		post_one_read(&a, &b, 0, false);
+		fv_knobs(n & 1)->no_room = n;
+		UNTIL(a.c->nr_reads_down && b.c->nr_reads_down && a.c->reads_up && b.c->reads_up);
+		assert_int_equal(fv_knobs(n & 1)->no_room, 0);
+		must_read(&a, &b);
+		must_read(&b, &a);
+		pair_part();
+	}
+}
+
+static void no_room__for_credits(void **state)
+{
+	unsigned sent = 0, writable;
+
+	(void)state;
+	pair_meet_up();
+	b.node.mode = TLV_COUNT;
+	fv_knobs(1)->no_room = 1 << 30;
+	writable = a.c->nr_writable;
+	while (a.node.ops->send(a.c->conn, "m", 1) == 0) {
+		sent++;
+		pump_both();
+	}
+	UNTIL(b.c->nr_recv == sent);
+	assert_int_equal(a.c->nr_writable, writable);
+	fv_knobs(1)->no_room = 0;
+	UNTIL(a.c->nr_writable > writable);
+	pair_part();
+}
+
+static void no_room__for_a_message(void **state)
+{
+	(void)state;
+	pair_meet_up();
+	must_echo(1);
+	fv_knobs(0)->no_room = 3;
+	assert_int_equal(a.node.ops->send(a.c->conn, "m", 1), -EAGAIN);
+	UNTIL(a.c->nr_writable);
+	fv_knobs(0)->no_room = 0;
+	must_echo(20);
+	pair_part();
+}
+
 /* ---- the fence ---- */
 
 /* Closes the connection at each step of a pair's life, with READs under way. Each is reported once,
@@ -259,6 +310,9 @@ int main(void)
 		TEST(again__device_is_slow),
 		TEST(fence__at_each_step),
 		TEST(messages__give_no_access),
+		TEST(no_room__for_a_message),
+		TEST(no_room__for_credits),
+		TEST(no_room__for_the_next_pair),
 		TEST(refused__messages_go_on),
 		TEST(refused__on_both_sides_at_once),
 		TEST(refused__post_in_error),

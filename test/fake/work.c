@@ -155,6 +155,10 @@ int fv_post_send(struct ibv_qp *qp, struct ibv_send_wr *wr, struct ibv_send_wr *
 		*bad = wr;
 		return EINVAL;
 	}
+	if (wr->opcode == IBV_WR_SEND && fv_strikes(&q->device->knobs.no_room)) {
+		*bad = wr;
+		return ENOMEM;
+	}
 	fv_take(&q->posting);
 	for (; wr && !(rc = put_request(q, wr)); wr = wr->next) {
 		message |= kind_of(wr->opcode) == FV_SENDS;

@@ -25,6 +25,7 @@ static struct rv_conn *conn_new(struct rv_dev *dev)
 	list_init(&c->link);
 	list_init(&c->end);
 	list_init(&c->pairs);
+	list_init(&c->unsaid);
 	list_init(&c->end_task.node);
 	list_init(&c->pair_task.node);
 	c->end_task.conn = c->pair_task.conn = c;
@@ -159,6 +160,7 @@ void rvi_conn_down(struct rv_conn *conn, int status, int wc_status)
 	at_store_rel(&conn->state, RVI_DOWN);
 	at_store(&conn->reads_open, 0);
 	list_del(&conn->pairs);
+	list_del(&conn->unsaid);
 	conn->deliver = true;
 	conn->end_status = status;
 	conn->end_wc = flush ? -1 : wc_status;
@@ -232,6 +234,7 @@ bool rvi_close_conn(struct rv_conn *conn)
 	at_store(&conn->reads_open, 0);
 	list_del(&conn->end);
 	list_del(&conn->pairs);
+	list_del(&conn->unsaid);
 	rvi_spill_purge(conn);
 	explicit_bzero(&conn->tx_seal, sizeof(conn->tx_seal));
 	explicit_bzero(&conn->rx_seal, sizeof(conn->rx_seal));

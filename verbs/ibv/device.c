@@ -203,6 +203,7 @@ int rvi_open(const struct rv_options *opt, struct rv_dev **out)
 	dev->log_ctx = opt->log_ctx;
 	list_init(&dev->closed);
 	list_init(&dev->pairs);
+	list_init(&dev->unsaid);
 	list_init(&dev->ends);
 	list_init(&dev->free_conns);
 	list_init(&dev->regions);

@@ -203,6 +203,7 @@ struct rv_conn {
 
 	struct list link;            /* dev->free_conns, dev->closed */
 	struct list pairs; /* dev->pairs */
+	struct list unsaid; /* dev->unsaid */
 	uint32_t report_slot; /* CLOSED, or its pair is made again: next slot to report */
 	struct sockaddr_storage peer;
 	uint32_t data_len;
@@ -307,6 +308,8 @@ struct rv_dev {
 	uint32_t spill_head, spill_tail;
 	struct list closed, ends, free_conns;
 	struct list pairs; /* connections that wait for the helper to be done with their pair */
+	struct list unsaid; /* connections with a frame for which there was no room */
+	int64_t say_ns; /* time to say them again; 0 = none */
 	_Atomic(struct rv_conn *) *conns; /* [progress] writes; any thread reads */
 	_Atomic uint32_t nr_conns;   /* entries of conns that exist; it only grows */
 	uint32_t nr_active;          /* connections with a queue pair, or about to have one */
@@ -503,6 +506,8 @@ int rvi_addr_unpack(const struct rv_addr *a, struct sockaddr_storage *out);
 int rvi_post_frame(struct rv_conn *conn, enum rvi_frame_type type, const void *msg, uint32_t len);
 int rvi_send(struct rv_conn *conn, const void *msg, size_t len);
 void rvi_return_credits(struct rv_conn *conn);
+/* Says again what found no room before, if it is time. */
+void rvi_say_again(struct rv_dev *dev, struct rvi_sink *sink);
 void rvi_send_done(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_token t,
 		   struct rvi_sink *sink);
 void rvi_writable(struct rv_conn *conn, struct rvi_sink *sink);
@@ -550,7 +555,7 @@ void rvi_watch_cm(struct rv_dev *dev, bool watch);
 void rvi_wake_timer(struct rv_dev *dev);
 void rvi_watch_sends(struct rv_dev *dev);
 void rvi_slow(struct rv_dev *dev, struct rvi_sink *sink);
-void rvi_timer_due(struct rv_dev *dev, bool all);
+void rvi_timer_due(struct rv_dev *dev, bool all, struct rvi_sink *sink);
 
 /* async.c */
 void rvi_async_events(struct rv_dev *dev, struct rvi_sink *sink);

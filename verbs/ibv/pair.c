@@ -83,7 +83,8 @@ void rvi_pair_say(struct rv_conn *conn)
 {
 	if (likely(!conn->pair.say_offer && !conn->pair.say_ready))
 		return;
-	/* The order counts. A frame that finds no room comes here again when a send is over. */
+	/* The order counts. A frame that finds no room comes here again when a send is over, or by
+	 * the timer. */
 	if (conn->pair.say_offer && rvi_state(conn) == RVI_UP)
 		say_offer(conn);
 	if (conn->pair.say_ready && !conn->pair.say_offer && rvi_state(conn) == RVI_UP)

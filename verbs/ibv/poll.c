@@ -262,7 +262,7 @@ int rvi_poll(struct rv_dev *dev, struct rv_event *ev, unsigned max, unsigned fla
 	if (unlikely(at_load(&dev->helper.news))) {
 		closed_go_on(dev, &sink);
 		rvi_pairs_go_on(dev, &sink);
-		rvi_timer_due(dev, all && dev->cm_drained);
+		rvi_timer_due(dev, all && dev->cm_drained, &sink);
 		if (all)
 			report_ends(dev, &sink);
 	}

@@ -14,6 +14,8 @@
  */
 #include "ibv.h"
 
+#define AGAIN_NS (10 * NSEC_PER_MSEC) /* a frame without room is tried again after this */
+
 void rvi_sends_init(struct rv_conn *conn)
 {
 	uint32_t n = conn->dev->nr_sends;
@@ -91,7 +93,7 @@ static int fill_frame(struct rv_conn *conn, struct rvi_send *s, const struct rvi
 	return 0;
 }
 
-int rvi_post_frame(struct rv_conn *conn, enum rvi_frame_type type, const void *msg, uint32_t len)
+static int post_frame(struct rv_conn *conn, enum rvi_frame_type type, const void *msg, uint32_t len)
 {
 	struct rvi_frame f = {
 		.type = (uint8_t)type,
@@ -147,6 +149,50 @@ int rvi_post_frame(struct rv_conn *conn, enum rvi_frame_type type, const void *m
 	return 0;
 }
 
+int rvi_post_frame(struct rv_conn *conn, enum rvi_frame_type type, const void *msg, uint32_t len)
+{
+	struct rv_dev *dev = conn->dev;
+	int rc = post_frame(conn, type, msg, len);
+
+	/* The end of a send comes back to it. If none is under way, the timer does. */
+	if (likely(!rc) || rc == -ENOTCONN || conn->nr_sending)
+		return rc;
+	if (list_empty(&conn->unsaid))
+		list_add_tail(&dev->unsaid, &conn->unsaid);
+	if (!dev->say_ns) {
+		dev->say_ns = now_ns() + AGAIN_NS;
+		rvi_wake_timer(dev);
+	}
+	return rc;
+}
+
+/* Says what has waited for the end of a send, or for the timer. */
+static void say_rest(struct rv_conn *conn, struct rvi_sink *sink)
+{
+	rvi_pair_say(conn);
+	rvi_pair_said(conn, sink);
+	rvi_return_credits(conn);
+	rvi_writable(conn, sink);
+}
+
+void rvi_say_again(struct rv_dev *dev, struct rvi_sink *sink)
+{
+	struct list now, *l;
+
+	if (!dev->say_ns || dev->say_ns > now_ns())
+		return;
+	dev->say_ns = 0;
+	list_init(&now);
+	while ((l = list_pop(&dev->unsaid)))
+		list_add_tail(&now, l);
+	while (sink->n < sink->max && (l = list_pop(&now)))
+		say_rest(container_of(l, struct rv_conn, unsaid), sink);
+	while ((l = list_pop(&now)))
+		list_add_tail(&dev->unsaid, l);
+	if (!list_empty(&dev->unsaid) && !dev->say_ns)
+		dev->say_ns = now_ns() + AGAIN_NS;
+}
+
 int rvi_send(struct rv_conn *conn, const void *msg, size_t len)
 {
 	int rc;
@@ -175,7 +221,7 @@ void rvi_return_credits(struct rv_conn *conn)
 	if (at_load(&conn->state) != RVI_UP || conn->to_return < conn->dev->credits / 2 ||
 	    !conn->to_return)
 		return;
-	/* No slot or no buffer: the next completion of a send comes back here. */
+	/* No slot or no buffer: the next completion of a send comes back here, or the timer. */
 	rvi_post_frame(conn, RVI_FRAME_CREDITS, NULL, 0);
 }
 
@@ -192,10 +238,7 @@ void rvi_send_done(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_token
 		rvi_conn_fail_wc(conn, wc->status);
 		return;
 	}
-	rvi_pair_say(conn);
-	rvi_pair_said(conn, sink);
-	rvi_return_credits(conn);
-	rvi_writable(conn, sink);
+	say_rest(conn, sink);
 }
 
 /* Says WRITABLE if send() refused before and would not now. */

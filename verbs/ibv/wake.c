@@ -115,13 +115,15 @@ void rvi_disarm(struct rv_dev *dev)
 	take_notifications(dev);
 }
 
-/* Sets the timer to the earliest of connection deadlines and
- * the look after sends. The slow path alone comes here. */
+/* Sets the timer to the earliest of connection deadlines, the look after sends, and what is to be
+ * said again. The slow path alone comes here. */
 void rvi_wake_timer(struct rv_dev *dev)
 {
 	struct itimerspec t = { 0 };
 	int64_t first = dev->sends_watch_ns;
 
+	if (dev->say_ns && (!first || dev->say_ns < first))
+		first = dev->say_ns;
 	for (uint32_t i = 0; i < at_load(&dev->nr_conns) && dev->nr_timed; i++) {
 		int64_t d = rvi_conn_at(dev, i)->deadline_ns;
 
@@ -141,7 +143,7 @@ void rvi_wake_timer(struct rv_dev *dev)
  * the timer stays readable, and the next poll comes here again. Under a flood it waits no longer
  * than for what the queues could hold when it fired.
  */
-void rvi_timer_due(struct rv_dev *dev, bool all)
+void rvi_timer_due(struct rv_dev *dev, bool all, struct rvi_sink *sink)
 {
 	uint64_t expirations;
 
@@ -157,6 +159,7 @@ void rvi_timer_due(struct rv_dev *dev, bool all)
 	if (dev->sends_watch_ns <= now_ns())
 		/* awake: poll sees what there is, and arm starts over if something is left */
 		dev->sends_watch_ns = 0;
+	rvi_say_again(dev, sink);
 	rvi_cm_deadlines(dev);
 	rvi_wake_timer(dev);
 }
