@@ -23,6 +23,8 @@ static _Atomic uint32_t last;
  * library.
  */
 static pthread_mutex_t holding = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
+static unsigned nr_long; /* sections of rb_no_fork_begin */
+static pthread_cond_t no_long = PTHREAD_COND_INITIALIZER;
 static uint64_t noted[FDS_MAX / 64];
 static unsigned nr_words; /* number of entries of `noted` that may hold something */
 static struct list kept = { &kept, &kept };
@@ -71,11 +73,19 @@ static void in_child(void)
 	 * sanitizer counts it. */
 	pthread_mutex_unlock(&holding);
 	holding = (pthread_mutex_t)PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
+	no_long = (pthread_cond_t)PTHREAD_COND_INITIALIZER; /* other threads may wait for it */
+}
+
+static void before_fork(void)
+{
+	rb_hold();
+	while (nr_long)
+		pthread_cond_wait(&no_long, &holding);
 }
 
 static void install_handlers(void)
 {
-	begin_error = -pthread_atfork(rb_hold, rb_release, in_child);
+	begin_error = -pthread_atfork(before_fork, rb_release, in_child);
 	if (begin_error)
 		return;
 	/* Order: another thread that begins at the same moment is no stray child. Release. Pairs
@@ -99,6 +109,24 @@ void rb_hold(void)
 {
 	rb_child_begin();
 	pthread_mutex_lock(&holding);
+}
+
+void rb_no_fork_begin(void)
+{
+	rb_hold();
+	nr_long++;
+	rb_release();
+}
+
+void rb_no_fork_end(void)
+{
+	int err = errno;
+
+	rb_hold();
+	if (!--nr_long)
+		pthread_cond_broadcast(&no_long);
+	rb_release();
+	errno = err;
 }
 
 bool rb_is_stray(void)

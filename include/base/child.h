@@ -50,6 +50,13 @@ bool rb_is_stray(void);
 void rb_hold(void);
 void rb_release(void);
 
+/*
+ * The same for calls that may take long, as those that wait for a device. Only fork(2) waits for
+ * their end. errno stays as it is.
+ */
+void rb_no_fork_begin(void);
+void rb_no_fork_end(void);
+
 /* [held] Notes a descriptor, which may be -1, and returns it. */
 int rb_note(int fd);
 /* [held] Forgets it, just before something else closes it. */

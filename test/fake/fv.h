@@ -50,7 +50,9 @@ struct fv_knobs {
 	_Atomic int refuse_requests; /* counts: connect requests of it that its CM rejects */
 	_Atomic int refuse_status; /* the reject's status; 28 by default */
 	_Atomic int fail_creates; /* counts: queue pairs that are not made */
+	_Atomic int fail_stops; /* counts: moves of queue pairs to error that fail */
 	_Atomic int fail_destroys; /* counts: destroys of queue pairs that fail */
+	_Atomic int hold_creates; /* 1: queue pairs are not made before it is 0 */
 	_Atomic int hold_destroys; /* 1: destroys of queue pairs wait until it is 0 */
 	_Atomic int lose_flushes; /* 1: a request that is flushed makes no completion */
 	_Atomic int no_room; /* counts: posts of messages that fail with ENOMEM */
@@ -65,7 +67,7 @@ struct fv_counts {
 	uint64_t failed, flushed; /* completions with an error: a flush, or another one */
 	uint64_t rnr, timeouts; /* receivers that were not ready; requests without an answer */
 	/* strikes of the knobs */
-	uint64_t lost_srq, lost_requests, refused_requests, held_destroys;
+	uint64_t lost_srq, lost_requests, refused_requests, held_destroys, held_creates;
 };
 struct fv_counts fv_count(unsigned device);
 

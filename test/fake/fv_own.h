@@ -107,6 +107,7 @@ enum fv_count_of {
 	FV_LOST_REQUESTS,
 	FV_REFUSED_REQUESTS,
 	FV_HELD_DESTROYS,
+	FV_HELD_CREATES,
 	FV_NR_COUNTS,
 };
 _Static_assert(sizeof(struct fv_counts) == FV_NR_COUNTS * sizeof(uint64_t), "counts");

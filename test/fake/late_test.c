@@ -80,7 +80,7 @@ static void late__for_each_step(void **state)
 		enum rvi_state now = rvi_state(a.c->conn);
 
 		assert_true(now_ns() < end);
-		if (now == RVI_CONNECTING) /* until its answer lies there */
+		if (now == RVI_CONNECTING)
 			UNTIL_ONE(&b, b.node.nr_conns && b.node.conns[0].conn);
 		if (now == RVI_CONNECTING)
 			UNTIL_ONE(&b, rvi_state(b.node.conns[0].conn) == RVI_ACCEPTING);

@@ -236,6 +236,16 @@ static int begin_qp(struct fv_qp *q, struct ibv_pd *pd, struct ibv_qp_init_attr 
 	return 0;
 }
 
+/* Stands still while a knob is set. */
+static void stand(struct fv_device *d, const _Atomic int *knob, enum fv_count_of count)
+{
+	if (!at_load(knob))
+		return;
+	at_add(&d->counts[count], 1);
+	while (at_load(knob))
+		nanosleep(&(struct timespec){ .tv_nsec = 100000 }, NULL);
+}
+
 struct ibv_qp *ibv_create_qp(struct ibv_pd *pd, struct ibv_qp_init_attr *a)
 {
 	struct fv_device *d = fv_device_of(pd->context);
@@ -243,6 +253,7 @@ struct ibv_qp *ibv_create_qp(struct ibv_pd *pd, struct ibv_qp_init_attr *a)
 	struct fv_qp *q = NULL;
 	uint32_t num = 0;
 
+	stand(d, &d->knobs.hold_creates, FV_HELD_CREATES);
 	pthread_mutex_lock(&fv_control);
 	if (!rc && !(q = take_qp(&num)))
 		rc = ENOMEM;
@@ -376,7 +387,7 @@ static void catch_up(struct fv_qp *q)
 		fv_run_all(p);
 }
 
-int ibv_modify_qp(struct ibv_qp *base, struct ibv_qp_attr *a, int mask)
+static int modify_qp(struct ibv_qp *base, struct ibv_qp_attr *a, int mask)
 {
 	struct fv_qp *q = fv_qp_of(base);
 	enum ibv_qp_state from, to;
@@ -404,6 +415,15 @@ int ibv_modify_qp(struct ibv_qp *base, struct ibv_qp_attr *a, int mask)
 		fv_run_all(q);
 	pthread_mutex_unlock(&fv_control);
 	return rc;
+}
+
+int ibv_modify_qp(struct ibv_qp *base, struct ibv_qp_attr *a, int mask)
+{
+	bool stops = mask & IBV_QP_STATE && a->qp_state == IBV_QPS_ERR;
+
+	if (stops && fv_strikes(&fv_qp_of(base)->device->knobs.fail_stops))
+		return EIO;
+	return modify_qp(base, a, mask);
 }
 
 int ibv_query_qp(struct ibv_qp *base, struct ibv_qp_attr *a, int mask,
@@ -452,15 +472,6 @@ static void end_events(struct fv_qp *q)
 	pthread_mutex_unlock(&q->base.mutex);
 }
 
-static void hold_destroy(struct fv_device *d)
-{
-	if (!at_load(&d->knobs.hold_destroys))
-		return;
-	at_add(&d->counts[FV_HELD_DESTROYS], 1);
-	while (at_load(&d->knobs.hold_destroys))
-		nanosleep(&(struct timespec){ .tv_nsec = 100000 }, NULL);
-}
-
 /* Ends a queue pair. On return no device looks at memory or writes to it for its sake. */
 int ibv_destroy_qp(struct ibv_qp *base)
 {
@@ -469,7 +480,7 @@ int ibv_destroy_qp(struct ibv_qp *base)
 
 	if (fv_strikes(&q->device->knobs.fail_destroys))
 		return EBUSY;
-	hold_destroy(q->device);
+	stand(q->device, &q->device->knobs.hold_destroys, FV_HELD_DESTROYS);
 	pthread_mutex_lock(&fv_control);
 	catch_up(q);
 	fv_take(&q->engine);

@@ -4,6 +4,13 @@
  */
 #include "two_pairs.h"
 
+#include <pthread.h>
+#include <sys/eventfd.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/child.h"
+
 /* ---- a READ is refused ---- */
 
 static void refused__messages_go_on(void **state)
@@ -262,6 +269,48 @@ static void again__connection_ends(void **state)
 	}
 }
 
+static void *open_one(void *done)
+{
+	rb_close(RB_OPEN(eventfd(0, EFD_CLOEXEC)));
+	at_store_rel((_Atomic bool *)done, true);
+	return NULL;
+}
+
+static void *fork_one(void *done)
+{
+	pid_t pid = fork();
+
+	if (!pid)
+		_exit(0);
+	assert_int_equal(waitpid(pid, NULL, 0), pid);
+	at_store_rel((_Atomic bool *)done, true);
+	return NULL;
+}
+
+/* Stands in the making of a queue pair. Only fork(2) waits for it. */
+static void again__device_is_slow_to_make_one(void **state)
+{
+	_Atomic bool opened = false, forked = false;
+	uint64_t held = fv_count(1).held_creates;
+	pthread_t opens, forks;
+
+	(void)state;
+	pair_meet_up();
+	fv_knobs(1)->hold_creates = 1;
+	post_one_read(&b, &a, 0, false);
+	UNTIL(fv_count(1).held_creates > held);
+	assert_int_equal(pthread_create(&forks, NULL, fork_one, &forked), 0);
+	assert_int_equal(pthread_create(&opens, NULL, open_one, &opened), 0);
+	UNTIL(at_load_acq(&opened));
+	must_echo(20);
+	assert_false(at_load_acq(&forked));
+	fv_knobs(1)->hold_creates = 0;
+	UNTIL(at_load_acq(&forked) && a.c->reads_up && b.c->reads_up);
+	assert_int_equal(pthread_join(opens, NULL), 0);
+	assert_int_equal(pthread_join(forks, NULL), 0);
+	pair_part();
+}
+
 static void again__destroy_fails(void **state)
 {
 	(void)state;
@@ -279,6 +328,24 @@ static void again__destroy_fails(void **state)
 	assert_non_null(strstr(b.log, "cannot be ended"));
 	fv_knobs(1)->fail_destroys = 0;
 	pair_part();
+}
+
+/* Says so if the device may go on serving the peer. */
+static void end__stops_fail_too(void **state)
+{
+	(void)state;
+	for (int stops = 0; stops < 2; stops++) {
+		pair_meet_up();
+		fv_knobs(1)->fail_destroys = 1000;
+		fv_knobs(1)->fail_stops = stops * 1000;
+		tlv_close_conn(b.c);
+		UNTIL(!b.c->closes);
+		assert_non_null(strstr(b.log, stops ? "cannot be stopped or destroyed"
+						    : "cannot be destroyed"));
+		assert_int_equal(!!strstr(b.log, "Its peer may read"), stops);
+		fv_knobs(1)->fail_destroys = fv_knobs(1)->fail_stops = 0;
+		pair_part();
+	}
 }
 
 /* Ends the connection when no queue pair is left. The session will try another. */
@@ -308,6 +375,8 @@ int main(void)
 		TEST(again__create_fails),
 		TEST(again__destroy_fails),
 		TEST(again__device_is_slow),
+		TEST(again__device_is_slow_to_make_one),
+		TEST(end__stops_fail_too),
 		TEST(fence__at_each_step),
 		TEST(messages__give_no_access),
 		TEST(no_room__for_a_message),

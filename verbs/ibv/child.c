@@ -17,7 +17,7 @@
 #include "ibv.h"
 
 /*
- * [held] Notes all mappings of RDMA devices in this process, the program's too. A child could not
+ * Notes all mappings of RDMA devices in this process, the program's too. A child could not
  * use any.
  */
 static void keep_maps(void)
@@ -44,7 +44,14 @@ static void keep_maps(void)
 
 void rvi_keep_begin(void)
 {
+	rb_no_fork_begin();
+}
+
+void rvi_keep_fd(int fd)
+{
 	rb_hold();
+	rb_note(fd);
+	rb_release();
 }
 
 /* Ends the section. errno stays as it is: the caller looks at it for the call in between. */
@@ -53,7 +60,7 @@ void rvi_keep_end(void)
 	int err = errno;
 
 	keep_maps();
-	rb_release();
+	rb_no_fork_end();
 	errno = err;
 }
 
@@ -89,30 +96,27 @@ int rvi_child_begin(const struct rv_options *opt)
 	return 0;
 }
 
-/* [held] */
-static void note_context(struct ibv_context *ctx)
-{
-	rb_note(ctx->cmd_fd);
-	rb_note(ctx->async_fd);
-}
-
 struct ibv_context *rvi_context_open(struct ibv_device *device)
 {
 	struct ibv_context *ctx;
 
 	rvi_keep_begin();
 	ctx = ibv_open_device(device);
-	if (ctx)
-		note_context(ctx);
+	if (ctx) {
+		rvi_keep_fd(ctx->cmd_fd);
+		rvi_keep_fd(ctx->async_fd);
+	}
 	rvi_keep_end();
 	return ctx;
 }
 
 void rvi_context_close(struct ibv_context *ctx)
 {
+	rb_no_fork_begin();
 	rb_hold();
 	rb_forget(ctx->cmd_fd);
 	rb_forget(ctx->async_fd);
-	ibv_close_device(ctx);
 	rb_release();
+	ibv_close_device(ctx);
+	rb_no_fork_end();
 }

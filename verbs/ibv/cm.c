@@ -28,7 +28,7 @@ int rvi_listen(struct rv_dev *dev, const struct rvi_pick *pick)
 	rvi_keep_begin();
 	dev->cm = rdma_create_event_channel();
 	if (dev->cm)
-		rb_note(dev->cm->fd);
+		rvi_keep_fd(dev->cm->fd);
 	rvi_keep_end();
 	if (!dev->cm)
 		return channel_failed(errno);

@@ -99,7 +99,7 @@ static int make_queues(struct rv_dev *dev)
 	rvi_keep_begin();
 	dev->channel = ibv_create_comp_channel(dev->ctx);
 	if (dev->channel)
-		rb_note(dev->channel->fd);
+		rvi_keep_fd(dev->channel->fd);
 	rvi_keep_end();
 	if (!dev->channel)
 		return rv_fail(errno, "%s: no completion channel: %s", dev->caps.device,

@@ -43,9 +43,23 @@ static void stop(struct rv_conn *conn)
 	at_store_rel(&conn->stage, RVI_QP_STOPPED);
 }
 
+/* Tries to stop a queue pair that cannot be destroyed, and says what that means. A lost one may
+ * not be in the error state yet, in which it serves no READ of the peer's. */
+static void tell_stuck(struct rv_dev *dev, struct ibv_qp *qp, int err)
+{
+	bool serves = rvi_qp_stop(qp) != 0;
+
+	rvi_log(dev, 0,
+		"%s: queue pair %u cannot be %s: %s. Memory that its READs may write is not "
+		"used again%s",
+		dev->caps.device, qp->qp_num, serves ? "stopped or destroyed" : "destroyed",
+		strerror(err),
+		serves ? ". Its peer may read the memory of values until the device is closed"
+		       : "");
+}
+
 static int destroy_one(struct rv_dev *dev, struct ibv_qp *qp)
 {
-	uint32_t qpn = qp->qp_num;
 	int rc = rvi_qp_destroy(qp);
 
 	/* A device that is gone serves and writes nothing. */
@@ -54,12 +68,11 @@ static int destroy_one(struct rv_dev *dev, struct ibv_qp *qp)
 		nanosleep(&(struct timespec){ .tv_nsec = DESTROY_PAUSE_NS }, NULL);
 		rc = rvi_qp_destroy(qp);
 	}
+	if (rc == EIO || rc == ENODEV)
+		rc = 0;
 	if (rc)
-		rvi_log(dev, 0,
-			"%s: queue pair %u cannot be destroyed: %s. Memory that its READs may "
-			"write is not used again",
-			dev->caps.device, qpn, strerror(rc));
-	return rc == EIO || rc == ENODEV ? 0 : -rc;
+		tell_stuck(dev, qp, rc);
+	return -rc;
 }
 
 /* Destroys both queue pairs. There is none for READs if it could not be made, or not in time. */

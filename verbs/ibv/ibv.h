@@ -351,11 +351,12 @@ void rvi_close(struct rv_dev *dev);
 
 /*
  * child.c: keeps the device's descriptors and mappings out of children of fork(2). Calls that make
- * or map any stand between begin and end.
+ * or map any stand between begin and end. Only fork(2) waits for the end of them.
  */
 int rvi_child_begin(const struct rv_options *opt);
 void rvi_keep_begin(void);
 void rvi_keep_end(void);
+void rvi_keep_fd(int fd);
 struct ibv_context *rvi_context_open(struct ibv_device *device);
 void rvi_context_close(struct ibv_context *ctx);
 
@@ -451,6 +452,7 @@ int rvi_qp_probe(struct rv_dev *dev);
 int rvi_qp_create(struct rv_conn *conn);
 int rvi_qp_ready(struct rv_conn *conn);
 void rvi_qp_error(struct rv_conn *conn);
+int rvi_qp_stop(struct ibv_qp *qp);
 int rvi_qp_destroy(struct ibv_qp *qp);
 void rvi_qp_gone(struct rv_conn *conn);
 struct rv_conn *rvi_qpn_find(struct rv_dev *dev, uint32_t qpn);

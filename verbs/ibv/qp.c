@@ -267,23 +267,22 @@ int rvi_qp_link_reads(struct rv_conn *conn)
 	return move_to_ready(conn, &conn->pair);
 }
 
-/* Stops both directions. Failing is fine: a queue pair that
- * cannot go to error can do no harm, or is destroyed next. */
-static void stop_one(struct ibv_qp *qp)
+/* Stops both directions. Returns 0 or an errno. A queue pair that cannot go to error can do no
+ * harm, or is destroyed next. If that fails too: helper.c. */
+int rvi_qp_stop(struct ibv_qp *qp)
 {
 	struct ibv_qp_attr a = { .qp_state = IBV_QPS_ERR };
 
-	if (!qp)
-		return;
 	rb_slow(RB_SLOW_QP_MODIFY);
-	ibv_modify_qp(qp, &a, IBV_QP_STATE);
+	return ibv_modify_qp(qp, &a, IBV_QP_STATE);
 }
 
 /* Stops both queue pairs, the one for READs first. */
 void rvi_qp_error(struct rv_conn *conn)
 {
-	stop_one(conn->reads_qp);
-	stop_one(conn->qp);
+	if (conn->reads_qp)
+		rvi_qp_stop(conn->reads_qp);
+	rvi_qp_stop(conn->qp);
 }
 
 /*

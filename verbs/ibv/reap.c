@@ -156,7 +156,7 @@ bool rvi_id_spare(struct rv_dev *dev)
 		r->spare = take_record(r, STOCK / 2);
 	if (!r->spare && (r->spare = take_record(r, 0)))
 		r->spare->may_live = false;
-	/* If there is no record, all of the stock's last part waits to be destroyed. */
+	/* No record is left if all of the stock's last part waits to be destroyed. */
 	r->full = !r->spare || r->nr >= REAP_MAX;
 	if (r->full)
 		rvi_watch_cm(dev, false);

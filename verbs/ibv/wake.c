@@ -115,8 +115,8 @@ void rvi_disarm(struct rv_dev *dev)
 	take_notifications(dev);
 }
 
-/* Sets the timer to the earliest of connection deadlines, the look after sends, and what is to be
- * said again. The slow path alone comes here. */
+/* Sets the timer to the earliest of these: connection deadlines, the look after sends, frames to
+ * say again. The slow path alone comes here. */
 void rvi_wake_timer(struct rv_dev *dev)
 {
 	struct itimerspec t = { 0 };
