@@ -18,7 +18,8 @@
  * A queue pair for READs is made, and tied to the peer's (pair.c). A lost one is destroyed before
  * the next is made. A stop of its connection calls that off, or comes behind it.
  *
- * A task needs no memory: its place in the helper's list is in the connection.
+ * A task needs no memory: its place in the helper's list is in the connection. Besides, the helper
+ * rejects requests of strangers, as the reaper does.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -136,13 +137,13 @@ static void *help(void *arg)
 			continue;
 		}
 		pthread_mutex_unlock(&h->lock);
-		rvi_reject_next(dev);
 		if (l) {
 			task = container_of(l, struct rvi_task, node);
 			task->run(task->conn);
 			/* The connection may be another's from here on. */
 			rvi_news(dev);
 		}
+		rvi_reject_next(dev);
 		pthread_mutex_lock(&h->lock);
 	}
 	pthread_mutex_unlock(&h->lock);
