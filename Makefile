@@ -193,6 +193,8 @@ $(SHARED): $(LIB_OBJ) $(B)/jemalloc.o core/librref.map
 
 # The test counts the turns of the lock.
 $(BIN)/proc/value/release_batch_test: private LDFLAGS_ALL += -Wl,--wrap=rc_unlock
+$(BIN)/proc/shm/look_room_test: private LDFLAGS_ALL += -Wl,--wrap=rc_unlock,--wrap=rc_held_value
+$(BIN)/proc/shm/look_spans_test: private LDFLAGS_ALL += -Wl,--wrap=mmap
 
 # The tests lay a layer over the provider (test/roce/read/hold.h).
 HOLDING := $(BIN)/fake/again_test $(BIN)/fake/unlocked_test $(BIN)/roce/read/split_test \

@@ -22,7 +22,8 @@
  *
  * Spans are powers of two. So the space kept stays below about twice the largest sum that was ever
  * mapped. Their number and sum are bounded: a peer cannot use up this process' addresses or
- * mappings. A span that outlives its connection for a view counts in the number alone.
+ * mappings. A span that outlives its connection for a view counts in both. So a peer whose
+ * connections break while it is looked at has less room in the next one.
  *
  * A region that cannot be mapped is a lack on this side, which ends nothing. It is noted as missed,
  * and its descriptor dropped. A READ that needs it asks the peer for it again. Only that READ fails
@@ -144,6 +145,23 @@ static void give_up_unlooked(struct rv_conn *conn)
 	}
 }
 
+/* Returns the bytes of views that hold mappings of the peer's earlier connections. */
+static uint64_t outliving_bytes(const struct rv_conn *conn)
+{
+	struct list *l, *tmp;
+	uint64_t bytes = 0;
+
+	pthread_mutex_lock(&conn->dev->lock);
+	list_for_each_safe(l, tmp, &conn->dev->outliving)
+	{
+		const struct rvs_span *s = container_of(l, struct rvs_span, node);
+
+		bytes += s->user == conn->user ? s->length : 0;
+	}
+	pthread_mutex_unlock(&conn->dev->lock);
+	return bytes;
+}
+
 /*
  * Takes address space for a region; conn->rx_lock held. Returns -ENOMEM, -EMLINK for too many
  * mappings, -EFBIG for too many bytes.
@@ -164,7 +182,8 @@ static int take_span(struct rv_conn *conn, size_t length, struct rvs_span **out)
 	if (conn->nr_spans >= RVS_MAX_REGIONS ||
 	    at_load(&conn->dev->nr_spans) >= conn->dev->max_spans)
 		return -EMLINK;
-	if (length > conn->dev->max_mapped || conn->span_bytes > conn->dev->max_mapped - length)
+	if (length > conn->dev->max_mapped ||
+	    conn->span_bytes + outliving_bytes(conn) > conn->dev->max_mapped - length)
 		return -EFBIG;
 	s = malloc(sizeof(*s));
 	if (!s)
@@ -217,8 +236,10 @@ static void miss(struct rvs_news *news, uint64_t word, int why)
 	news->why = (uint16_t)why;
 }
 
-/* Maps fd into the span. Returns 0, -ENOMEM for a lack here,
- * or -EPROTO if the descriptor cannot be mapped at all. */
+/*
+ * Maps fd into the span. Returns 0, -ENOMEM for a lack here, or -EPROTO if the descriptor cannot be
+ * mapped at all. The span is kept in any case: a look that comes late may still count in it.
+ */
 static int map_over(struct rv_conn *conn, struct rvs_span *s, size_t length, int fd)
 {
 	int err;
@@ -227,14 +248,15 @@ static int map_over(struct rv_conn *conn, struct rvs_span *s, size_t length, int
 	if (mmap(s->base, length, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0) != MAP_FAILED)
 		return 0;
 	err = errno;
-	/* A failed MAP_FIXED may have made a hole, which others' mappings could fall into. */
+	/*
+	 * A failed MAP_FIXED may have made a hole, which others' mappings could fall into. Failing
+	 * twice, the addresses are given up: they may be others' by now. No length is below 4096.
+	 */
 	if (mmap(s->base, s->length, PROT_READ,
-		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED) {
-		free(s);
-	} else {
-		s->next = conn->spans;
-		conn->spans = s;
-	}
+		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED)
+		s->length = 0;
+	s->next = conn->spans;
+	conn->spans = s;
 	return err == ENOMEM || err == EAGAIN || err == ENFILE ? -ENOMEM : -EPROTO;
 }
 
@@ -313,10 +335,11 @@ static int tell_miss(const struct rv_conn *conn, int why)
 		break;
 	case EFBIG:
 		rv_fail(why,
-			"shm: a region of the peer's is too much: %llu MiB of it are mapped, and "
-			"at most %llu are (a bound "
+			"shm: a region of the peer's is too much: %llu MiB of it are mapped, views "
+			"hold %llu MiB of its earlier connections, and at most %llu are (a bound "
 			"from RLIMIT_AS or the machine's memory)",
 			(unsigned long long)(conn->span_bytes >> 20),
+			(unsigned long long)(outliving_bytes(conn) >> 20),
 			(unsigned long long)(conn->dev->max_mapped >> 20));
 		break;
 	default:
@@ -461,7 +484,8 @@ bool rvs_drop_revoked(struct rv_conn *conn, int64_t now)
 
 static void unmap_span(struct rvs_span *s)
 {
-	munmap(s->base, s->length);
+	if (s->length) /* else map_over gave its addresses up */
+		munmap(s->base, s->length);
 	free(s);
 }
 
@@ -479,14 +503,17 @@ void rvs_span_put(struct rv_dev *dev, struct rvs_span *s)
 }
 
 /* Leaves a span to the looks at it. Its connection ends, so no further look begins. */
-static void outlive(struct rv_dev *dev, struct rvs_span *s)
+static void outlive(const struct rv_conn *conn, struct rvs_span *s)
 {
+	struct rv_dev *dev = conn->dev;
+
 	/* Acquire. Pairs with rvs_span_put: looks at the bytes come before the unmapping. */
 	if (likely(at_load_acq(&s->refs) == 1)) {
 		unmap_span(s);
 		return;
 	}
 	at_add(&dev->nr_spans, 1);
+	s->user = conn->user;
 	pthread_mutex_lock(&dev->lock);
 	list_add_tail(&dev->outliving, &s->node);
 	pthread_mutex_unlock(&dev->lock);
@@ -504,13 +531,13 @@ void rvs_spans_fini(struct rv_dev *dev)
 	}
 }
 
-static void outlive_all(struct rv_dev *dev, struct rvs_span **list)
+static void outlive_all(const struct rv_conn *conn, struct rvs_span **list)
 {
 	struct rvs_span *s;
 
 	while ((s = *list)) {
 		*list = s->next;
-		outlive(dev, s);
+		outlive(conn, s);
 	}
 }
 
@@ -526,9 +553,9 @@ void rvs_segs_fini(struct rv_conn *conn)
 	at_sub(&conn->dev->nr_spans, conn->nr_spans);
 	conn->nr_spans = 0;
 	while ((l = list_pop(&conn->mapped)))
-		outlive(conn->dev, container_of(l, struct rvs_span, node));
-	outlive_all(conn->dev, &conn->looked_at);
-	outlive_all(conn->dev, &conn->spans);
+		outlive(conn, container_of(l, struct rvs_span, node));
+	outlive_all(conn, &conn->looked_at);
+	outlive_all(conn, &conn->spans);
 	munmap(conn->segs, SEGS_BYTES);
 	conn->segs = NULL;
 }

@@ -33,7 +33,7 @@
  * looks (it is woken to look).
  *
  * Locks: dev->lock (keys, regions, the peers that have them), conn->rx_lock (socket reading,
- * mapping). Never both.
+ * mapping). dev->lock may be taken under rx_lock.
  */
 #ifndef RVS_H
 #define RVS_H
@@ -203,6 +203,7 @@ struct rvs_span {
 	void *base;
 	size_t length;
 	_Atomic uint32_t refs; /* count: 1 of the connection, 1 of each look */
+	const void *user; /* the peer's, when its connection is gone: conn->user */
 	/* Link in conn->mapped, by rx_lock; later in dev->outliving, by dev->lock. */
 	struct list node;
 };
