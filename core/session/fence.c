@@ -111,12 +111,15 @@ void rc_peer_fence(struct rref_ctx *ctx, struct rc_work *w)
 	rb_assert(rc_state_ends(p->state));
 	if (!is_cut_loose(ctx, p))
 		return;
+	/* Comes here, since no further look is good, and the machine still knows the references. */
+	if (!rc_onlooker_over(ctx, p)) {
+		p->ending.waits = true;
+		rc_defer(ctx, w);
+		return;
+	}
 	p->ending.in_silence = false;
 	ev.status = p->ending.status;
 	ctx->session.nr_ending--;
-	/* Comes here, since no further look is good, and the machine still knows the
-	 * references. */
-	rc_onlooker_over(ctx, p);
 	say_end(ctx, p, ev.status);
 	name_cause(p, named);
 	rc_session_on(ctx, p, ctx->session.leaves ? RC_STEP_SHUT : RC_STEP_FENCED);

@@ -37,6 +37,9 @@ void rc_looks_open(struct rref_ctx *ctx, const struct rref_options *opt);
 void rc_looks_close(struct rref_ctx *ctx);
 void rc_looks_leave(struct rref_ctx *ctx); /* tells all owners that no look begins any more */
 struct rv_mark rc_look_mark(const struct rref *ref); /* a user's: names it to its owner */
+/* Lists the references that views hold, once for each view and in the order of their addresses.
+ * *out is the caller's to free. Without memory there are none. */
+size_t rc_looks_held(struct rref_ctx *ctx, const struct rref ***out);
 /* Returns the bytes from which on values are looked at, unless a read says otherwise. */
 static inline size_t rc_look_bytes(const struct rref_ctx *ctx)
 {
@@ -52,8 +55,9 @@ struct rref *rc_look_end(struct rref_view *v); /* ends the look; returns the vie
  * allowed to read. */
 needs_lock void rc_onlooker_begin(struct rref_ctx *ctx, struct rc_peer *p);
 /* Keeps the values at which the peer still looks. Called when the device serves it no more, and
- * before the machine forgets its references. */
-needs_lock void rc_onlooker_over(struct rref_ctx *ctx, struct rc_peer *p);
+ * before the machine forgets its references. False: the lock is to be let go of, and places are
+ * left. */
+needs_lock bool rc_onlooker_over(struct rref_ctx *ctx, struct rc_peer *p);
 /* Keeps them when the peer leaves, before a reference that it gives back is forgotten. */
 needs_lock void rc_onlooker_gives_back(struct rref_ctx *ctx, struct rc_peer *p);
 static inline needs_lock void rc_onlooker_message(struct rref_ctx *ctx, struct rc_peer *from,
@@ -64,7 +68,9 @@ static inline needs_lock void rc_onlooker_message(struct rref_ctx *ctx, struct r
 }
 /* Frees values at which their onlookers look no more. */
 needs_lock void rc_onlookers_tick(struct rref_ctx *ctx, int64_t now);
-/* Returns when that has something to do. INT64_MAX: never. */
+/* Does so for all of them at once, in turns: memory is wanted. */
+void rc_onlookers_look(struct rref_ctx *ctx);
+/* Returns when the tick has something to do. INT64_MAX: never. */
 needs_lock int64_t rc_onlookers_due(struct rref_ctx *ctx);
 /* Calls fn for each worker whose views are waited for: values that are kept for it, and bytes. */
 needs_lock void rc_onlookers_visit(struct rref_ctx *ctx,

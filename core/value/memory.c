@@ -256,13 +256,20 @@ void rc_memory_close(struct rref_ctx *ctx)
 
 /* ---- values ---- */
 
+/* Takes in what can be free: a view that ended elsewhere, or a value released a moment ago. */
+static void room_for_value(struct rref_ctx *ctx)
+{
+	rc_onlookers_look(ctx); /* runs the work that is queued, too */
+	rc_scrub_all(ctx);
+}
+
 /* Allocates memory that no device serves, under the same bound. */
 static int local_alloc(struct rref_ctx *ctx, size_t bytes, void **out)
 {
 	uint64_t live = at_load(&ctx->n.value_bytes);
 
 	if (live + bytes > ctx->value.max_bytes) {
-		rc_scrub_all(ctx);
+		room_for_value(ctx);
 		live = at_load(&ctx->n.value_bytes);
 	}
 	if (live > ctx->value.max_bytes || bytes > ctx->value.max_bytes - live)
@@ -295,10 +302,7 @@ static int registered_alloc(struct rref_ctx *ctx, size_t bytes, void **out)
 	int err = ra_alloc(ctx->value.arena, bytes, CACHE_LINE, out);
 
 	if (err == -ENOMEM) {
-		/* Memory that was released a moment ago may still be queued. */
-		rc_lock(ctx);
-		rc_unlock(ctx);
-		rc_scrub_all(ctx);
+		room_for_value(ctx);
 		err = ra_alloc(ctx->value.arena, bytes, CACHE_LINE, out);
 	}
 	return err ? no_room(ctx, err, bytes - RC_HEADER_BYTES) : 0;

@@ -10,10 +10,10 @@
  * peer really holds that fork, the value gets a pin, as an alias has one. The scrub waits for all
  * pins, and so does the use of the memory for other values.
  *
- * A tick takes the pins back: when the mark is gone, or the peer's process has ended. The tick is
- * the only work for them. A peer that leaves in order gives its references back while its views
- * live. It says so beforehand (leaves), and its marks are read at the first reference that it gives
- * back.
+ * A tick takes the pins back: when the mark is gone, or the peer's process has ended. So does an
+ * allocation that finds no room, before it fails. A peer that leaves in order gives its references
+ * back while its views live. It says so beforehand (leaves), and its marks are read at the first
+ * reference that it gives back.
  *
  * The table is the peer's, and may hold anything. A mark pins only a value whose fork this peer
  * holds. So it pins nothing that the peer could not keep by its reference as well. A place has one
@@ -32,7 +32,8 @@
 
 #define ROUND_NS (50 * NSEC_PER_MSEC)
 #define TURN_NS (5 * NSEC_PER_MSEC)
-#define TURN_PLACES 128u /* the lock is held for a turn */
+#define TURN_PLACES 128u /* the lock is held for a turn: of one fence, or of all onlookers */
+#define LEAST_PLACES 8u /* an onlooker counts as so many at least: a system call looks at it */
 /* ended sessions of a peer whose views are still waited for; with so many it may not look again */
 #define OVER_MAX 4u
 
@@ -48,8 +49,10 @@ struct rc_onlooker {
 	struct rv_onlooker *seen; /* process and table */
 	uint32_t rank, epoch;
 	bool left; /* marks were read since the peer said that it leaves */
-	bool has_ended; /* the process, as seen at the begin of this round */
-	uint32_t next; /* place at which the tick goes on; 0: it begins a round */
+	bool has_ended; /* the process, as seen when its places were begun */
+	uint32_t round; /* the round that is through with it */
+	uint32_t read; /* place at which the fence goes on */
+	uint32_t next; /* place at which the round goes on */
 	uint32_t end; /* no value was ever kept for a place from here on */
 	uint32_t nr_kept;
 	uint64_t bytes_kept;
@@ -107,13 +110,14 @@ value_of(struct rref_ctx *ctx, const struct rc_onlooker *o, const struct rv_mark
 	return v->wrapped || v->view.nr_refs || v->view.nr_segments != 1 ? NULL : value;
 }
 
-/* Reads the peer's marks, and keeps the values that they name. */
-static needs_lock void keep_marked(struct rref_ctx *ctx, struct rc_onlooker *o)
+/* Reads the peer's marks at the next places, and keeps the values that they name. Returns whether
+ * all are read. */
+static needs_lock bool keep_marked(struct rref_ctx *ctx, struct rc_onlooker *o, uint32_t most)
 {
-	uint32_t nr = o->ops->nr_places(o->seen);
+	uint32_t nr = o->ops->nr_places(o->seen), end = min_of(nr, o->read + most);
 
 	rb_assert_is(nr, <=, RV_LOOKS);
-	for (uint32_t i = 0; i < nr; i++) {
+	for (uint32_t i = o->read; i < end; i++) {
 		struct kept *k = &o->kept[i];
 		struct rv_mark mark;
 
@@ -134,6 +138,8 @@ static needs_lock void keep_marked(struct rref_ctx *ctx, struct rc_onlooker *o)
 		ctx->n.views_left++;
 		at_add(&ctx->n.views_left_bytes, kept_bytes(v));
 	}
+	o->read = end < nr ? end : 0;
+	return end >= nr;
 }
 
 static void onlooker_free(struct rc_onlooker *o)
@@ -185,22 +191,27 @@ void rc_onlooker_begin(struct rref_ctx *ctx, struct rc_peer *p)
 	p->onlooker = o;
 }
 
-void rc_onlooker_over(struct rref_ctx *ctx, struct rc_peer *p)
+bool rc_onlooker_over(struct rref_ctx *ctx, struct rc_peer *p)
 {
 	struct rc_onlooker *o = p->onlooker;
 
 	rc_assert_locked(ctx);
 	if (!o)
-		return;
+		return true;
+	if (o->ops->has_ended(o->seen))
+		ctx->value.onlookers_at = 0; /* the next tick lets go of all: the marks are void */
+	else if (!keep_marked(ctx, o, TURN_PLACES))
+		return false;
 	p->onlooker = NULL;
-	keep_marked(ctx, o);
 	if (!o->nr_kept) {
 		onlooker_free(o);
-		return;
+		return true;
 	}
-	list_add_tail(&ctx->value.onlookers, &o->node);
+	o->round = ctx->value.onlookers_round - 1;
+	list_add(&ctx->value.onlookers, &o->node);
 	rc_log(ctx, RREF_LOG_INFO, "%s (rank %u) still looks at %u values of its last session",
 	       p->member->name, p->rank, o->nr_kept);
+	return true;
 }
 
 void rc_onlooker_gives_back(struct rref_ctx *ctx, struct rc_peer *p)
@@ -212,7 +223,8 @@ void rc_onlooker_gives_back(struct rref_ctx *ctx, struct rc_peer *p)
 	if (!o || o->left || !o->ops->leaves(o->seen))
 		return;
 	o->left = true;
-	keep_marked(ctx, o);
+	/* All of them in one go, once in a session: the message at hand cannot wait. */
+	keep_marked(ctx, o, RV_LOOKS);
 }
 
 static bool is_over(const struct rc_onlooker *o, uint32_t place)
@@ -223,17 +235,49 @@ static bool is_over(const struct rc_onlooker *o, uint32_t place)
 	       !same_mark(&o->kept[place].mark, &mark);
 }
 
-/* Lets go of values that are not looked at any more, at the next places. */
-static needs_lock void look_again(struct rref_ctx *ctx, struct rc_onlooker *o)
+/* Lets go of values that are not looked at any more, at the next places. Returns their number. */
+static needs_lock uint32_t look_again(struct rref_ctx *ctx, struct rc_onlooker *o, uint32_t most)
 {
-	uint32_t i = o->next, end = min_of(o->end, i + TURN_PLACES);
+	uint32_t begin = o->next, i = begin, end = min_of(o->end, i + most);
 
 	if (!i)
 		o->has_ended = o->ops->has_ended(o->seen);
 	for (; i < end; i++)
 		if (o->kept[i].value && is_over(o, i))
 			drop_kept(ctx, o, &o->kept[i]);
-	o->next = i < o->end ? i : 0;
+	o->next = i < o->end && o->nr_kept ? i : 0;
+	return i - begin;
+}
+
+/* Returns the onlooker that the round comes to next, or NULL: all were looked at. */
+static needs_lock struct rc_onlooker *next_of_round(struct rref_ctx *ctx)
+{
+	struct rc_onlooker *o = container_of(ctx->value.onlookers.next, struct rc_onlooker, node);
+
+	if (list_empty(&ctx->value.onlookers))
+		return NULL;
+	return o->round == ctx->value.onlookers_round ? NULL : o;
+}
+
+/* Looks at some more places of a round, or begins one. The list's last ones are through with it. */
+static needs_lock void take_turn(struct rref_ctx *ctx)
+{
+	struct rc_onlooker *o = next_of_round(ctx);
+	uint32_t looked = 0;
+
+	if (!o)
+		ctx->value.onlookers_round++;
+	while (looked < TURN_PLACES && (o = next_of_round(ctx))) {
+		looked += max_of(look_again(ctx, o, TURN_PLACES - looked), LEAST_PLACES);
+		if (o->next)
+			return;
+		list_del(&o->node);
+		o->round = ctx->value.onlookers_round;
+		if (o->nr_kept)
+			list_add_tail(&ctx->value.onlookers, &o->node);
+		else
+			onlooker_free(o);
+	}
 }
 
 int64_t rc_onlookers_due(struct rref_ctx *ctx)
@@ -244,24 +288,27 @@ int64_t rc_onlookers_due(struct rref_ctx *ctx)
 
 void rc_onlookers_tick(struct rref_ctx *ctx, int64_t now)
 {
-	struct list *l, *tmp;
-
 	rc_assert_locked(ctx);
 	if (likely(now < rc_onlookers_due(ctx)))
 		return;
-	ctx->value.onlookers_at = now + ROUND_NS;
-	list_for_each_safe(l, tmp, &ctx->value.onlookers)
-	{
-		struct rc_onlooker *o = container_of(l, struct rc_onlooker, node);
+	take_turn(ctx);
+	ctx->value.onlookers_at = now + (next_of_round(ctx) ? TURN_NS : ROUND_NS);
+}
 
-		look_again(ctx, o);
-		if (o->next)
-			ctx->value.onlookers_at = now + TURN_NS;
-		if (o->nr_kept)
-			continue;
-		list_del(&o->node);
-		onlooker_free(o);
+void rc_onlookers_look(struct rref_ctx *ctx)
+{
+	uint32_t last;
+
+	rc_lock(ctx);
+	/* A round that is under way has passed some places. */
+	last = ctx->value.onlookers_round + (next_of_round(ctx) ? 2 : 1);
+	while (!list_empty(&ctx->value.onlookers) &&
+	       (int32_t)(last - ctx->value.onlookers_round) >= !next_of_round(ctx)) {
+		take_turn(ctx);
+		rc_unlock(ctx);
+		rc_lock(ctx);
 	}
+	rc_unlock(ctx);
 }
 
 void rc_onlookers_visit(struct rref_ctx *ctx,

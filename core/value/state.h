@@ -68,6 +68,7 @@ struct rc_value_state {
 	_Atomic uint32_t looks_used; /* no look from here on was ever used */
 	struct list onlookers under_lock; /* onlookers whose session is over */
 	int64_t onlookers_at under_lock; /* time of the next look at them */
+	uint32_t onlookers_round under_lock; /* number of looks at all of them */
 };
 
 #endif
