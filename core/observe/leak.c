@@ -4,6 +4,7 @@
  * it.
  *
  *   unreleased  a handle that the program still held; the shutdown released it. A hint, no error.
+ *   view        a handle that only views hold, which the program did not free. A hint, too.
  *   leak        a reference of another worker to a value owned here that was not given back. An
  *               error.
  *   stuck       a reference held here whose owner did not answer in time.
@@ -19,6 +20,7 @@
 #include "core/base/site.h"
 #include "core/observe/dump.h"
 #include "core/observe/observe.h"
+#include "core/value/look.h"
 
 #define REPORT_BYTES ((size_t)1 << 20) /* bound of the report; records beyond it are counted */
 
@@ -92,30 +94,75 @@ static void end_summary(struct summary *s)
 		snprintf(s->buf + s->used, s->size - s->used, " ...");
 }
 
+/* Handles that are left behind: held by the program, or by views of it alone. */
+struct left {
+	char text[RREF_TEXT_SIZE - 120];
+	struct summary s;
+	uint64_t nr;
+};
+
+static needs_lock void add_left(struct rref_ctx *ctx, struct left *l, const char *kind,
+				const struct rref *h)
+{
+	if (!l->nr++)
+		l->s = (struct summary){ l->text, sizeof(l->text) - 5, 0, 0 };
+	if (fits(ctx))
+		rc_rec_handle(ctx, &ctx->end.leaks->r, kind, h);
+	sum_up(&l->s, h->id, rc_handle_value(h), rc_handle_site(h), h->owned ? "" : " owned by ",
+	       h->owned ? "" : ctx->members[h->owner].name);
+}
+
+/* Returns how often h is in a list in the order of addresses. */
+static uint32_t views_of(const struct rref *const *looked, size_t nr, const struct rref *h)
+{
+	size_t from = 0, to = nr;
+
+	while (from < to) {
+		size_t middle = from + (to - from) / 2;
+
+		if (looked[middle] < h)
+			from = middle + 1;
+		else
+			to = middle;
+	}
+	while (to < nr && looked[to] == h)
+		to++;
+	return (uint32_t)(to - from);
+}
+
+static void log_left(struct rref_ctx *ctx, struct left *l, const char *what)
+{
+	if (!l->nr)
+		return;
+	l->s.size += 5;
+	end_summary(&l->s);
+	rc_log(ctx, RREF_LOG_INFO, "%" PRIu64 " %s by the program before it left: %s", l->nr, what,
+	       l->text);
+}
+
 void rc_leaks_handles(struct rref_ctx *ctx)
 {
-	char text[RREF_TEXT_SIZE - 120] = "";
-	struct summary s = { text, sizeof(text) - 5, 0, 0 };
-	uint64_t nr = 0;
+	struct left released = { .nr = 0 }, freed = { .nr = 0 };
+	const struct rref **looked;
+	size_t nr;
 
 	rc_lock_settled(ctx);
+	nr = rc_looks_held(ctx, &looked);
 	for (const struct rref *h = rc_handle_next(ctx, NULL); h; h = rc_handle_next(ctx, h)) {
+		uint32_t holds = at_load(&h->refs) - at_load(&h->nested);
+
 		/* A reference that only values hold goes with these values. */
-		if (h->ended || at_load(&h->refs) == at_load(&h->nested))
+		if (h->ended || !holds)
 			continue;
-		nr++;
-		if (fits(ctx))
-			rc_rec_handle(ctx, &ctx->end.leaks->r, "unreleased", h);
-		sum_up(&s, h->id, rc_handle_value(h), rc_handle_site(h),
-		       h->owned ? "" : " owned by ", h->owned ? "" : ctx->members[h->owner].name);
+		if (nr && holds == views_of(looked, nr, h))
+			add_left(ctx, &freed, "view", h);
+		else
+			add_left(ctx, &released, "unreleased", h);
 	}
-	s.size += 5;
-	end_summary(&s);
 	rc_unlock(ctx);
-	if (nr)
-		rc_log(ctx, RREF_LOG_INFO,
-		       "%" PRIu64 " references were not released by the program before it left: %s",
-		       nr, text);
+	free(looked);
+	log_left(ctx, &released, "references were not released");
+	log_left(ctx, &freed, "values have views that were not freed");
 }
 
 struct rest {

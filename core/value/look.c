@@ -5,6 +5,7 @@
  * one gives it back. The list of free ones is counted, against ABA. When all are in use, values are
  * copied as ever.
  */
+#include <stdlib.h>
 #include <sys/mman.h>
 
 #include "base/child.h"
@@ -100,6 +101,29 @@ struct rref *rc_look_end(struct rref_view *v)
 	l->landing.outer = NULL;
 	rc_look_put(ctx, l);
 	return ref;
+}
+
+static int by_address(const void *a, const void *b)
+{
+	const struct rref *const *x = a, *const *y = b;
+
+	return (*x > *y) - (*x < *y);
+}
+
+size_t rc_looks_held(struct rref_ctx *ctx, const struct rref ***out)
+{
+	uint32_t nr = ctx->value.looks ? at_load(&ctx->value.looks_used) : 0;
+	const struct rref **refs = malloc((nr + 1) * sizeof(*refs)), *ref;
+	size_t n = 0;
+
+	/* A thread may free its view meanwhile: no reference is looked at. */
+	for (uint32_t i = 0; refs && i < nr; i++)
+		if ((ref = __atomic_load_n(&ctx->value.looks[i].landing.outer, __ATOMIC_RELAXED)))
+			refs[n++] = ref;
+	if (n)
+		qsort(refs, n, sizeof(*refs), by_address);
+	*out = refs;
+	return n;
 }
 
 int rref_view_is_copy(const struct rref_view *view)

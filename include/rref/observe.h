@@ -211,9 +211,9 @@ RREF_API int rref_dump(struct rref_ctx *ctx, char *buf, size_t size);
 
 /*
  * Writes the finds of the graceful shutdown, as text records; "" if there are none. "unreleased": a
- * handle that the program still held. "leak": a reference of others to a value owned here that was
- * not given back. "stuck": a reference held here that could not be ended in time. At most about
- * 1 MiB.
+ * handle that the program still held. "view": a handle that only views held, where the value lies
+ * (rref_to_here_with). "leak": a reference of others to a value owned here that was not given back.
+ * "stuck": a reference held here that could not be ended in time. At most about 1 MiB.
  *
  *   ctx    the context; until rref_free_ctx
  *   buf    size bytes, always terminated if size is not 0; may be NULL if size is 0

@@ -320,6 +320,13 @@ static void leave_with_a_view(int rank, unsigned how)
 	}
 	tg_meet_serving(ctx, 1);
 	TG_OK(rref_shutdown(ctx, how, TG_LONG_NS));
+	if (rank == 0 && how == RREF_SHUTDOWN_GRACEFUL) {
+		char report[4096];
+
+		TG_CHECK(rref_leak_report(ctx, report, sizeof(report)) > 0);
+		TG_CHECK(!strncmp(report, "view ", 5) && strstr(report, "holds=1"));
+		TG_CHECK(!strstr(report, "unreleased"));
+	}
 	if (rank == 1)
 		rref_free_ctx(ctx);
 	tg_meet(2);
