@@ -45,7 +45,7 @@ struct rref_type;
  */
 RREF_API int rref_to_here(struct rref *ref, int64_t timeout, struct rref_view **out);
 
-/* Copies the value, of whatever size. */
+/* Copies the value of another worker, of whatever size. */
 #define RREF_READ_COPY 1u
 /* Looks at the value where it lies if that is possible, of whatever size. */
 #define RREF_READ_LOOK 2u
@@ -66,6 +66,9 @@ RREF_API int rref_to_here(struct rref *ref, int64_t timeout, struct rref_view **
  * owner that breaks the rules can change them: a program that does not trust its owner copies.
  * There may be 4,096 such views at once. The value is copied if no look is possible:
  * rref_view_is_copy tells.
+ *
+ * The owner's own view is of the value itself, with any flag. It is no copy, and keeps the value's
+ * memory until it is freed. rref_to_here_into copies at the owner too.
  *
  * Returns 0, or
  *   -EINVAL     ref or out is NULL, or the flags are both or unknown
