@@ -193,7 +193,8 @@ $(SHARED): $(LIB_OBJ) $(B)/jemalloc.o core/librref.map
 
 # The test counts the turns of the lock.
 $(BIN)/proc/value/release_batch_test: private LDFLAGS_ALL += -Wl,--wrap=rc_unlock
-$(BIN)/proc/shm/look_room_test: private LDFLAGS_ALL += -Wl,--wrap=rc_unlock,--wrap=rc_held_value
+$(BIN)/proc/shm/look_room_test: private LDFLAGS_ALL += \
+	$(addprefix -Wl$(comma)--wrap=,rc_unlock rc_held_value rc_read_look)
 $(BIN)/proc/shm/look_spans_test: private LDFLAGS_ALL += -Wl,--wrap=mmap
 
 # The tests lay a layer over the provider (test/roce/read/hold.h).

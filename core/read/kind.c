@@ -7,6 +7,7 @@
 #include "core/op/kind.h"
 #include "core/read/read.h"
 #include "core/session/session.h"
+#include "core/value/look.h"
 
 /*
  * Ends the read from outside. The engine's hold stays until the device or the peer is done: a READ
@@ -43,30 +44,43 @@ static void read_here(struct rref_future *f, struct rc_value *v)
 	at_store(&f->view, &v->view);
 }
 
-/* Ends the read with a view where the value lies. Returns false if that is not to be. */
-static needs_lock bool ends_by_look(struct rref_future *f)
+/*
+ * Ends the read with a view where the value lies. Looks without the lock, since the first look at a
+ * region maps it. Reads if no look is to be.
+ */
+static needs_lock void end_by_look(struct rref_ctx *ctx, struct rc_work *w)
 {
-	struct rref_view *v;
+	struct rref_future *f = container_of(w, struct rref_future, work);
+	struct rref_view *v = NULL;
+	bool looked;
 
-	if (!rc_read_look(f->handle, f->look_least, &v))
-		return false;
+	rc_unlock_bare(ctx);
+	looked = rc_read_look(f->handle, f->look_least, &v);
+	rc_lock(ctx);
+	if (!looked && rc_op_wanted(f)) {
+		rc_read_start_locked(f);
+		return;
+	}
 	if (rc_op_claim(f)) {
 		at_store(&f->view, v);
 		rc_op_finish_locked(f);
 	} else {
+		at_sub(&ctx->n.quarantined, 1); /* ended meanwhile: rc_read_end */
 		rref_view_free(v);
 	}
 	rc_op_put(f);
-	return true;
 }
 
 static needs_lock void
 read_located(struct rref_ctx *ctx, struct rref_future *f, const struct rp_location *loc)
 {
-	(void)ctx;
 	f->loc = *loc;
-	if (!ends_by_look(f))
+	if (loc->length < f->look_least || !rc_can_look(&ctx->peers[f->handle->owner], loc)) {
 		rc_read_start_locked(f);
+		return;
+	}
+	f->work.run = end_by_look;
+	rc_defer(ctx, &f->work);
 }
 
 const struct rc_op_kind rc_read_kind = {

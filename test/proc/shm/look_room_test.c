@@ -36,6 +36,20 @@ void __wrap_rc_unlock(struct rref_ctx *ctx)
 	__real_rc_unlock(ctx);
 }
 
+/* ---- looks, also under the lock ---- */
+
+static unsigned nr_looks, nr_locked;
+
+bool __real_rc_read_look(struct rref *ref, size_t least, struct rref_view **out);
+bool __wrap_rc_read_look(struct rref *ref, size_t least, struct rref_view **out);
+
+bool __wrap_rc_read_look(struct rref *ref, size_t least, struct rref_view **out)
+{
+	nr_looks++;
+	nr_locked += rc_lock_is_mine(ref->ctx);
+	return __real_rc_read_look(ref, least, out);
+}
+
 /* ---- */
 
 static struct rref_ctx *join_bounded(int rank, enum rref_progress_mode mode)
@@ -233,6 +247,36 @@ TG_TEST(turns__of_a_full_table, 2)
 	return 0;
 }
 
+/* A read that waits looks without the lock: the first look at a region maps it. */
+TG_TEST(look__of_a_value_that_comes, 2)
+{
+	struct rref_ctx *ctx = tg_join_refs(rank);
+
+	if (rank == 0) {
+		struct rref *r = tg_ask(ctx, 1, "pub.alloc", (struct tg_make){ .length = MIB });
+		struct rref_future *f, *set;
+		struct rref_view *v;
+
+		TG_OK(rref_to_here_async(r, RREF_DEFAULT, &f));
+		nr_looks = 0;
+		set = tg_start(ctx, 1, "pub.set", &(struct tg_make){ .seed = 5 },
+			       sizeof(struct tg_make));
+		TG_OK(rref_future_wait(f, RREF_DEFAULT));
+		TG_IS(nr_looks, 1);
+		TG_IS(nr_locked, 0);
+		TG_OK(rref_future_view(f, &v));
+		TG_IS(rref_view_is_copy(v), 0);
+		shows(v, MIB, 5);
+		rref_view_free(v);
+		rref_future_free(f);
+		TG_OK(rref_future_wait(set, RREF_DEFAULT));
+		rref_future_free(set);
+		rref_release(r);
+	}
+	tg_finish(ctx);
+	return 0;
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -240,6 +284,7 @@ int main(void)
 		cmocka_unit_test(room__of_a_view_that_ended_for_a_local_value),
 		cmocka_unit_test(room__of_a_dead_reader),
 		cmocka_unit_test(turns__of_a_full_table),
+		cmocka_unit_test(look__of_a_value_that_comes),
 	};
 
 	if (!tg_is_shm())
