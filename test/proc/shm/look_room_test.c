@@ -247,6 +247,34 @@ TG_TEST(turns__of_a_full_table, 2)
 	return 0;
 }
 
+/* The turns go on while the owner leaves at once, and no other thread runs them. */
+TG_TEST(turns__while_the_owner_leaves, 2)
+{
+	struct rref_ctx *ctx = join_bounded(rank, RREF_PROGRESS_MANUAL);
+	static struct rref_view *v[RV_LOOKS];
+
+	if (rank == 0) {
+		lend_large(ctx);
+		tg_set_flag(0, 1);
+		tg_wait_flag_serving(ctx, 0, 2);
+		TG_OK(rref_shutdown(ctx, RREF_SHUTDOWN_NOW, TG_LONG_NS));
+		TG_CHECK(most_in_turn > 0 && most_in_turn <= RV_LOOKS / 8);
+		rref_free_ctx(ctx);
+		tg_set_flag(0, 3);
+		return 0;
+	}
+	tg_wait_flag_serving(ctx, 0, 1);
+	for (size_t i = 0; i < RV_LOOKS; i++)
+		v[i] = look_at(tg_kept(0));
+	tg_set_flag(0, 2);
+	tg_wait_flag_serving(ctx, 0, 3);
+	for (size_t i = 0; i < RV_LOOKS; i++)
+		rref_view_free(v[i]);
+	tg_drop_kept();
+	tg_leave(ctx);
+	return 0;
+}
+
 /* A read that waits looks without the lock: the first look at a region maps it. */
 TG_TEST(look__of_a_value_that_comes, 2)
 {
@@ -284,6 +312,7 @@ int main(void)
 		cmocka_unit_test(room__of_a_view_that_ended_for_a_local_value),
 		cmocka_unit_test(room__of_a_dead_reader),
 		cmocka_unit_test(turns__of_a_full_table),
+		cmocka_unit_test(turns__while_the_owner_leaves),
 		cmocka_unit_test(look__of_a_value_that_comes),
 	};
 
