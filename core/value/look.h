@@ -68,8 +68,6 @@ static inline needs_lock void rc_onlooker_message(struct rref_ctx *ctx, struct r
 }
 /* Frees values at which their onlookers look no more. */
 needs_lock void rc_onlookers_tick(struct rref_ctx *ctx, int64_t now);
-/* Does so for all of them at once, in turns: memory is wanted. */
-void rc_onlookers_look(struct rref_ctx *ctx);
 /* Returns when the tick has something to do. INT64_MAX: never. */
 needs_lock int64_t rc_onlookers_due(struct rref_ctx *ctx);
 /* Calls fn for each worker whose views are waited for: values that are kept for it, and bytes. */

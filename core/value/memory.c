@@ -259,7 +259,13 @@ void rc_memory_close(struct rref_ctx *ctx)
 /* Takes in what can be free: a view that ended elsewhere, or a value released a moment ago. */
 static void room_for_value(struct rref_ctx *ctx)
 {
-	rc_onlookers_look(ctx); /* runs the work that is queued, too */
+	void (*find_room)(struct rref_ctx *ctx);
+
+	rc_lock(ctx);
+	find_room = ctx->value.find_room;
+	rc_unlock(ctx); /* runs the work that is queued */
+	if (find_room)
+		find_room(ctx);
 	rc_scrub_all(ctx);
 }
 

@@ -191,29 +191,6 @@ void rc_onlooker_begin(struct rref_ctx *ctx, struct rc_peer *p)
 	p->onlooker = o;
 }
 
-bool rc_onlooker_over(struct rref_ctx *ctx, struct rc_peer *p)
-{
-	struct rc_onlooker *o = p->onlooker;
-
-	rc_assert_locked(ctx);
-	if (!o)
-		return true;
-	if (o->ops->has_ended(o->seen))
-		ctx->value.onlookers_at = 0; /* the next tick lets go of all: the marks are void */
-	else if (!keep_marked(ctx, o, TURN_PLACES))
-		return false;
-	p->onlooker = NULL;
-	if (!o->nr_kept) {
-		onlooker_free(o);
-		return true;
-	}
-	o->round = ctx->value.onlookers_round - 1;
-	list_add(&ctx->value.onlookers, &o->node);
-	rc_log(ctx, RREF_LOG_INFO, "%s (rank %u) still looks at %u values of its last session",
-	       p->member->name, p->rank, o->nr_kept);
-	return true;
-}
-
 void rc_onlooker_gives_back(struct rref_ctx *ctx, struct rc_peer *p)
 {
 	struct rc_onlooker *o = p->onlooker;
@@ -280,22 +257,8 @@ static needs_lock void take_turn(struct rref_ctx *ctx)
 	}
 }
 
-int64_t rc_onlookers_due(struct rref_ctx *ctx)
-{
-	rc_assert_locked(ctx);
-	return list_empty(&ctx->value.onlookers) ? INT64_MAX : ctx->value.onlookers_at;
-}
-
-void rc_onlookers_tick(struct rref_ctx *ctx, int64_t now)
-{
-	rc_assert_locked(ctx);
-	if (likely(now < rc_onlookers_due(ctx)))
-		return;
-	take_turn(ctx);
-	ctx->value.onlookers_at = now + (next_of_round(ctx) ? TURN_NS : ROUND_NS);
-}
-
-void rc_onlookers_look(struct rref_ctx *ctx)
+/* Looks at all of them, in turns: memory is wanted. */
+static void look_at_all(struct rref_ctx *ctx)
 {
 	uint32_t last;
 
@@ -309,6 +272,45 @@ void rc_onlookers_look(struct rref_ctx *ctx)
 		rc_lock(ctx);
 	}
 	rc_unlock(ctx);
+}
+
+bool rc_onlooker_over(struct rref_ctx *ctx, struct rc_peer *p)
+{
+	struct rc_onlooker *o = p->onlooker;
+
+	rc_assert_locked(ctx);
+	if (!o)
+		return true;
+	if (o->ops->has_ended(o->seen))
+		ctx->value.onlookers_at = 0; /* the next tick lets go of all: the marks are void */
+	else if (!keep_marked(ctx, o, TURN_PLACES))
+		return false;
+	p->onlooker = NULL;
+	if (!o->nr_kept) {
+		onlooker_free(o);
+		return true;
+	}
+	o->round = ctx->value.onlookers_round - 1;
+	list_add(&ctx->value.onlookers, &o->node);
+	ctx->value.find_room = look_at_all;
+	rc_log(ctx, RREF_LOG_INFO, "%s (rank %u) still looks at %u values of its last session",
+	       p->member->name, p->rank, o->nr_kept);
+	return true;
+}
+
+int64_t rc_onlookers_due(struct rref_ctx *ctx)
+{
+	rc_assert_locked(ctx);
+	return list_empty(&ctx->value.onlookers) ? INT64_MAX : ctx->value.onlookers_at;
+}
+
+void rc_onlookers_tick(struct rref_ctx *ctx, int64_t now)
+{
+	rc_assert_locked(ctx);
+	if (likely(now < rc_onlookers_due(ctx)))
+		return;
+	take_turn(ctx);
+	ctx->value.onlookers_at = now + (next_of_round(ctx) ? TURN_NS : ROUND_NS);
 }
 
 void rc_onlookers_visit(struct rref_ctx *ctx,

@@ -69,6 +69,8 @@ struct rc_value_state {
 	struct list onlookers under_lock; /* onlookers whose session is over */
 	int64_t onlookers_at under_lock; /* time of the next look at them */
 	uint32_t onlookers_round under_lock; /* number of looks at all of them */
+	/* looks for views that have ended; NULL: no value was ever kept for one */
+	void (*find_room)(struct rref_ctx *ctx) under_lock;
 };
 
 #endif
