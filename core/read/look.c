@@ -102,7 +102,8 @@ bool rc_read_look(struct rref *ref, size_t least, struct rref_view **out)
 					      .nr_segments = 1,
 					      .cache_class = RC_VIEW_LOOK };
 	l->landing.type_hash = rc_remote(ref)->loc.type_hash;
-	l->landing.outer = rref_dup(ref);
+	/* Pairs with rc_looks_held. */
+	__atomic_store_n(&l->landing.outer, rref_dup(ref), __ATOMIC_RELAXED);
 	at_store(&r->looks, at_load(&r->looks) + 1);
 	*out = &l->landing.view;
 	return true;

@@ -98,7 +98,8 @@ struct rref *rc_look_end(struct rref_view *v)
 	const struct rc_peer *p = &ctx->peers[ref->owner];
 
 	p->ops->look->look_away(p->dev, (uint32_t)(l - ctx->value.looks), &l->look);
-	l->landing.outer = NULL;
+	/* Pairs with rc_looks_held. */
+	__atomic_store_n(&l->landing.outer, NULL, __ATOMIC_RELAXED);
 	rc_look_put(ctx, l);
 	return ref;
 }
