@@ -198,8 +198,8 @@ $(BIN)/proc/shm/look_room_test: private LDFLAGS_ALL += \
 $(BIN)/proc/shm/look_spans_test: private LDFLAGS_ALL += -Wl,--wrap=mmap
 
 # The tests lay a layer over the provider (test/roce/read/hold.h).
-HOLDING := $(BIN)/fake/again_test $(BIN)/fake/unlocked_test $(BIN)/roce/read/split_test \
-	$(BIN)/roce/read/in_flight_test
+HOLDING := $(BIN)/fake/again_test $(BIN)/fake/plain_test $(BIN)/fake/unlocked_test \
+	$(BIN)/roce/read/split_test $(BIN)/roce/read/in_flight_test
 $(HOLDING): private LDFLAGS_ALL += -Wl,--wrap=rv_ibv_ops
 
 # A test program of any kind, in any folder.

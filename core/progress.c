@@ -277,7 +277,8 @@ static bool arm_devices(struct rref_ctx *ctx)
 {
 	/* sc, after `sleeping` was stored. Pairs with unwatch_reads in base/wait.c. */
 	bool unarmed = at_load(&ctx->turns.has_poller) && at_load_sc(&ctx->sleep.watching);
-	unsigned flags = at_load(&ctx->sleep.reads_in_flight) && !unarmed ? RV_ARM_READS : 0;
+	/* sc. Pairs with rc_count_in_flight, behind which a thread looks at `sleeping`. */
+	unsigned flags = at_load_sc(&ctx->sleep.reads_in_flight) && !unarmed ? RV_ARM_READS : 0;
 
 	at_store_sc(&ctx->sleep.reads_unarmed, unarmed);
 	if (unarmed && !at_load_sc(&ctx->sleep.watching) && at_load(&ctx->sleep.reads_in_flight))

@@ -175,6 +175,12 @@ int rref_future_ref(struct rref_future *f, size_t i, struct rref **out)
 	return 0;
 }
 
+/* Returns whether f is a read that gives back only its slot and its hold on the reference. */
+static inline bool brought_all(const struct rref_future *f)
+{
+	return f->is->reads && at_load(&f->view) == RC_VIEW_TAKEN && !f->landing;
+}
+
 static __attribute__((noinline)) void future_put(struct rref_future *f)
 {
 	RB_NO_CANCEL;
@@ -191,6 +197,8 @@ void rref_future_free(struct rref_future *f)
 	 * queue. Acquire: the other holders are done with it. */
 	if (RB_FAST(f->is->keep && at_load_acq(&f->refs) == 1 && !at_load(&f->queue)))
 		f->is->keep(f);
+	else if (RB_FAST(at_load_acq(&f->refs) == 1 && !at_load(&f->queue) && brought_all(f)))
+		rc_op_put(f); /* makes no system call, so it is no cancellation point */
 	else
 		future_put(f);
 }

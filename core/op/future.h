@@ -162,6 +162,7 @@ struct rref_future {
 	/* under the lock; the connection broke, not the session: it is read again from the
 	 * beginning */
 	bool again;
+	bool plain; /* [const] mark of a read that has the short way; read/fast.c */
 	/* an error that the answer brought: rank + 1 of the worker that it is about; 0 = none */
 	uint16_t about;
 	/* barrier; call: references that its result must have, 0 = any */

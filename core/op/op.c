@@ -208,15 +208,12 @@ static int no_slot(struct rref_ctx *ctx, int err)
 }
 
 /*
- * Counts a slot before it takes it. share: how many times max_ops there may be with this one.
- * waits: as op_grow.
+ * Counts a slot before it takes it from the list. share: how many times max_ops there may be with
+ * this one. waits: as op_grow.
  */
-static int try_get(struct rref_ctx *ctx, enum rc_op_share share, bool waits,
-		   struct rref_future **out)
+static __attribute__((noinline)) int get_listed(struct rref_ctx *ctx, enum rc_op_share share,
+						bool waits, struct rref_future **out)
 {
-	*out = op_take_spare(ctx, share);
-	if (*out)
-		return 0;
 	if (at_add(&ctx->op.in_flight, 1) >= ctx->op.max * share) {
 		no_slot(ctx, 0);
 		/* The last one that counts may have become spare meanwhile. */
@@ -266,6 +263,7 @@ void rc_op_clean(struct rref_future *f, const struct rc_op_kind *kind)
 	f->pieces_at = 0;
 	f->look_least = SIZE_MAX;
 	f->parked = false;
+	f->plain = false;
 	f->replied = false;
 	f->stands_for = NULL;
 	f->fetch = NULL;
@@ -282,6 +280,13 @@ static void begin(struct rref_future *f, const struct rc_op_kind *kind)
 	/* Release: a thread that finds the operation by its token or scans the slab sees the
 	 * fields above. */
 	at_store_rel(&f->state, RC_F_PENDING);
+}
+
+static int try_get(struct rref_ctx *ctx, enum rc_op_share share, bool waits,
+		   struct rref_future **out)
+{
+	*out = op_take_spare(ctx, share);
+	return *out ? 0 : get_listed(ctx, share, waits, out);
 }
 
 struct slot {
@@ -347,8 +352,11 @@ int rc_op_get(struct rref_ctx *ctx, const struct rc_op_kind *kind, int64_t deadl
 
 int rc_op_get_now(struct rref_ctx *ctx, const struct rc_op_kind *kind, struct rref_future **out)
 {
-	int err = try_get(ctx, RC_OP_PROGRAM, false, out);
+	int err;
 
+	if (likely(rc_op_try(ctx, kind, out)))
+		return 0;
+	err = get_listed(ctx, RC_OP_PROGRAM, false, out);
 	if (!err)
 		begin(*out, kind);
 	return err;

@@ -16,6 +16,7 @@
 
 #include "alloc/ra_asym.h"
 #include "base/fast.h"
+#include "core/base/clock.h"
 #include "core/base/kick.h"
 #include "core/base/lock.h"
 #include "core/ctx.h"
@@ -29,21 +30,6 @@
 static inline void count(_Atomic uint64_t *n, uint64_t by)
 {
 	at_store(n, at_load(n) + by);
-}
-
-/* Compares a header with the location, whose length and type_hash the caller knows. */
-static inline bool header_fits(const struct rc_header *h, const struct rref *ref, uint64_t length,
-			       uint64_t type_hash)
-{
-	const struct rp_location *loc = &rc_remote(ref)->loc;
-	uint32_t counts; /* number of segments, and behind it of references */
-
-	memcpy(&counts, (const char *)h + offsetof(struct rc_header, nr_segments), sizeof(counts));
-	return likely(le64toh(h->nonce) == loc->nonce && le32toh(h->state) == RC_HEADER_READY &&
-		      le64toh(h->local_id) == ref->id.local_id &&
-		      le32toh(h->created_on) == ref->id.created_on &&
-		      le64toh(h->length) == length && le32toh(h->version) == loc->version &&
-		      le64toh(h->type_hash) == type_hash && le32toh(counts) == 1);
 }
 
 int rc_read_refused(struct rref *ref, int status)
@@ -190,10 +176,11 @@ static inline int post_marked(const struct rref *ref, struct rc_peer *p, struct 
 static inline bool view_landed(struct rref *ref, struct rc_reader *r, struct rc_landing *v,
 			       int status)
 {
-	uint64_t length = rc_remote(ref)->loc.length, hash = rc_remote(ref)->loc.type_hash;
+	const struct rp_location *loc = &rc_remote(ref)->loc;
+	uint64_t length = loc->length, hash = loc->type_hash;
 
 	count(&r->reads, 1);
-	if (unlikely(status || !header_fits(&v->header, ref, length, hash)))
+	if (unlikely(status || !rc_read_fits(&v->header, ref, loc, length, hash)))
 		return false;
 	count(&r->read_bytes, length);
 	v->view.length = length;
@@ -399,4 +386,53 @@ bool rc_fast_begin(struct rref *ref, struct rref_future **out)
 	*out = f;
 	rc_loop_wake(ctx);
 	return true;
+}
+
+/*
+ * Begins a read that goes the general way from the post on. Its deadline, its end from outside, and
+ * the quarantine of its landing block are those of any other. Only the way to the post is short,
+ * and the end if all goes well (rc_read_plain_done). v is given back if there is no slot.
+ */
+static inline bool begin_into(struct rref *ref, struct rc_peer *p, struct rc_reader *r,
+			      struct rc_landing *v, int64_t timeout, struct rref_future **out)
+{
+	struct rref_ctx *ctx = ref->ctx;
+	struct rref_future *f;
+	int posted;
+
+	if (unlikely(rc_op_get_now(ctx, &rc_read_kind, &f))) {
+		rref_view_free(&v->view);
+		return false;
+	}
+	memset(&v->header, RC_UNREAD, RC_HEADER_BYTES);
+	rc_read_taken(f, ref, v);
+	f->plain = true;
+	at_store(&f->deadline, rc_deadline(ctx, timeout));
+	rc_op_begin(f);
+	*out = f;
+	r->read.cookie = rc_op_token(f);
+	rc_count_in_flight(ctx, 1);
+	posted = post_marked(ref, p, r, v);
+	if (likely(posted == 1)) {
+		count(&r->reads, 1);
+	} else {
+		rc_count_in_flight(ctx, -1);
+		rc_read_not_posted(f, p, posted);
+	}
+	/* The waiter may come late or never: the poller has to be awake for it. */
+	rc_kick(ctx);
+	return true;
+}
+
+bool rc_fast_begin_posted(struct rref *ref, int64_t timeout, struct rref_future **out)
+{
+	struct rc_peer *p = &ref->ctx->peers[ref->owner];
+
+	if (!RB_FAST(at_load_acq(&ref->fast_class) && !p->reads_inline))
+		return false;
+	RB_NO_CANCEL;
+	struct rc_reader *r = rc_reader_of(ref->ctx);
+	struct rc_landing *v = fast_landing(ref, p, &r);
+
+	return likely(v) && begin_into(ref, p, r, v, timeout, out);
 }

@@ -3,6 +3,9 @@
 #ifndef RC_READ_INTERNAL_H
 #define RC_READ_INTERNAL_H
 
+#include <endian.h>
+#include <string.h>
+
 #include "base/slow.h"
 #include "core/base/locked.h"
 #include "core/ctx.h"
@@ -37,6 +40,13 @@ static inline const struct rc_read_strategy *rc_read_strategy(const struct rc_pe
 	return p->reads_inline ? &rc_read_inline : &rc_read_posted;
 }
 
+/* Counts READs that are about to be posted, or were not. The count goes with the READs. */
+static inline void rc_count_in_flight(struct rref_ctx *ctx, int more)
+{
+	/* sc, as the look in rc_kick. Pairs with arm_devices: it sees the READ, or is seen. */
+	at_add_sc(&ctx->sleep.reads_in_flight, (uint32_t)more);
+}
+
 /* merge.c */
 /* Returns whether one READ brings it, header and all. */
 bool rc_read_is_single(const struct rref_future *f, uint64_t max_msg);
@@ -45,6 +55,8 @@ bool rc_read_is_single(const struct rref_future *f, uint64_t max_msg);
  * Posts the reads of one message each with one doorbell.
  */
 without_lock void rc_read_start_many(struct rc_peer *p, struct rref_future **f, unsigned n);
+/* Goes on with a read of one message that could not be posted. posted: the result of post_reads. */
+without_lock void rc_read_not_posted(struct rref_future *f, struct rc_peer *p, int posted);
 
 /* at_once.c */
 extern const struct rc_op_kind rc_read_at_once_kind; /* futures that were never under way */
@@ -82,6 +94,8 @@ bool rc_read_has_view(struct rref_future *f);
  * back the engine's hold. rc_read_done leaves all but a good view to the holder of the lock.
  */
 void rc_read_done(struct rref_future *f);
+/* Does so for a plain read that is good. Returns false, and has done nothing, for any other. */
+bool rc_read_plain_done(struct rref_future *f);
 needs_lock void rc_read_done_locked(struct rref_future *f);
 
 /* read.c */
@@ -201,6 +215,19 @@ void rc_split_unbuild(struct rref_future *f, const struct rv_read *r, unsigned f
 /* Returns whether the header is of the value at the location. */
 bool rc_read_header_fits(const struct rc_header *h, const struct rref *ref,
 			 const struct rp_location *loc);
+/* Compares a header of bytes with the location, whose length and type_hash the caller knows. */
+static inline bool rc_read_fits(const struct rc_header *h, const struct rref *ref,
+				const struct rp_location *loc, uint64_t length, uint64_t type_hash)
+{
+	uint32_t counts; /* number of segments, and behind it of references */
+
+	memcpy(&counts, (const char *)h + offsetof(struct rc_header, nr_segments), sizeof(counts));
+	return likely(le64toh(h->nonce) == loc->nonce && le32toh(h->state) == RC_HEADER_READY &&
+		      le64toh(h->local_id) == ref->id.local_id &&
+		      le32toh(h->created_on) == ref->id.created_on &&
+		      le64toh(h->length) == length && le32toh(h->version) == loc->version &&
+		      le64toh(h->type_hash) == type_hash && le32toh(counts) == 1);
+}
 /* Returns 0, or -errno with f->text. */
 int rc_read_explain(struct rref_future *f);                 /* checks f->read_status */
 int rc_read_check(struct rref_future *f);                   /* checks the header and the segments */

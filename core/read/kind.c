@@ -32,7 +32,7 @@ void rc_read_release(struct rref_future *f)
 	else
 		rref_view_free(v);
 	if (f->handle)
-		rref_release(f->handle);
+		rc_handle_release(f->handle);
 	rc_landing_put(f->landing);
 }
 

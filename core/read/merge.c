@@ -147,6 +147,7 @@ static enum rc_read_begun take_back(struct rref_future *f, int posted)
 {
 	f->header_asked = false;
 	f->next = 0;
+	f->plain = false;
 	at_store(&f->outstanding, 0);
 	f->merged_next = NULL;
 	if (!rc_read_hard_failure(posted))
@@ -155,9 +156,16 @@ static enum rc_read_begun take_back(struct rref_future *f, int posted)
 	return RC_READ_OVER;
 }
 
-static void count_in_flight(struct rref_ctx *ctx, int more)
+void rc_read_not_posted(struct rref_future *f, struct rc_peer *p, int posted)
 {
-	at_add(&ctx->sleep.reads_in_flight, (uint32_t)more);
+	enum rc_read_begun begun;
+
+	at_store(&f->posted, false);
+	begun = take_back(f, posted);
+	if (begun == RC_READ_OVER)
+		rc_read_done(f);
+	else
+		rc_read_go_soon(f, p, begun);
 }
 
 /*
@@ -173,10 +181,10 @@ static unsigned post_merged(struct rc_peer *p, struct rv_conn *conn, struct rref
 	unsigned posted;
 
 	merge_build(p, f, n, &m);
-	count_in_flight(ctx, (int)m.nr);
+	rc_count_in_flight(ctx, (int)m.nr);
 	*result = p->ops->post_reads(conn, m.r, m.nr);
 	posted = (unsigned)max_of(*result, 0);
-	count_in_flight(ctx, (int)posted - (int)m.nr);
+	rc_count_in_flight(ctx, (int)posted - (int)m.nr);
 	rc_read_count_posted(ctx, *result);
 	if (m.first[posted] > posted)
 		at_add(&ctx->n.reads_joined, m.first[posted] - posted);
@@ -224,10 +232,10 @@ static int post_single(struct rc_peer *p, struct rv_conn *conn, struct rref_futu
 	at_store(&f->outstanding, 1);
 	at_store_rel(&f->posted, true);
 	rb_assert(f->landing && rc_read_is_single(f, p->max_msg));
-	count_in_flight(ctx, 1);
+	rc_count_in_flight(ctx, 1);
 	posted = p->ops->post_reads(conn, &r, 1);
 	if (unlikely(posted != 1))
-		count_in_flight(ctx, -1);
+		rc_count_in_flight(ctx, -1);
 	rc_read_count_posted(ctx, posted);
 	return posted;
 }

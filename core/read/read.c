@@ -63,7 +63,7 @@ void rc_read_begin_again(struct rref_future *f)
 {
 	f->next = 0;
 	f->header_asked = false;
-	f->again = false;
+	f->again = f->plain = false;
 	f->pieces_at = 0; /* all of its pieces are back */
 	memset(&f->landing->header, RC_UNREAD, RC_HEADER_BYTES);
 	at_add(&f->ctx->n.reads_again, 1);
@@ -438,6 +438,8 @@ bool rc_read_came(struct rref_ctx *ctx, uint64_t cookie)
 	struct rref_future *f = read_of(ctx, cookie), *next;
 	bool due = false;
 
+	if (likely(f && f->plain) && likely(rc_read_plain_done(f)))
+		return false;
 	for (; f; f = next) {
 		next = f->merged_next; /* read first: f may be over behind it */
 		/* A value in pieces has many ends, on several threads at once, and is in no run. */

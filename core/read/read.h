@@ -69,6 +69,11 @@ size_t rc_fast_many(struct rref_ctx *ctx, struct rref *const *refs, size_t nr,
  * complete.
  */
 bool rc_fast_begin(struct rref *ref, struct rref_future **out);
+/*
+ * Begins a read over a device that reports by events. Its READ is under way then. Returns false for
+ * the general way.
+ */
+bool rc_fast_begin_posted(struct rref *ref, int64_t timeout, struct rref_future **out);
 
 /* take_in.c */
 /*

@@ -142,6 +142,24 @@ static needs_lock void failed_too(const struct rref_future *g)
 	rc_op_finish_locked(f);
 }
 
+bool rc_read_plain_done(struct rref_future *f)
+{
+	struct rref_view *v;
+
+	if (unlikely(f->read_status || !rc_op_wanted(f)) ||
+	    unlikely(!rc_read_fits(&f->landing->header, f->handle, &f->loc, f->loc.length,
+				   f->loc.type_hash)))
+		return false;
+	at_store(&f->outstanding, 0); /* only its one READ counted */
+	v = landed_view(f);
+	if (unlikely(!set_view(f, v)))
+		rref_view_free(v); /* another read stood in for it */
+	if (unlikely(!rc_op_succeed(f)))
+		at_sub(&f->ctx->n.quarantined, 1);
+	rc_op_put(f);
+	return true;
+}
+
 static needs_lock void done_later(struct rref_ctx *ctx, struct rc_work *w)
 {
 	(void)ctx;

@@ -486,5 +486,7 @@ int rref_to_here_async(struct rref *ref, int64_t timeout, struct rref_future **o
 
 	if (unlikely(err))
 		return err;
-	return likely(rc_fast_begin(ref, out)) ? 0 : begin_async(ref, timeout, out);
+	return likely(rc_fast_begin(ref, out)) || rc_fast_begin_posted(ref, timeout, out)
+		       ? 0
+		       : begin_async(ref, timeout, out);
 }

@@ -362,6 +362,15 @@ static inline struct rref_id rc_next_id(struct rref_ctx *ctx)
 {
 	return rc_next_ids(ctx, 1);
 }
+/* Gives back a hold as rref_release does, mostly inline. */
+static inline void rc_handle_release(struct rref *h)
+{
+	uint32_t refs = at_load(&h->refs);
+
+	/* Release. Pairs with handle_give_back, where the last hold ends. */
+	if (unlikely(refs < 2 || !at_cas_ar(&h->refs, &refs, refs - 1)))
+		rref_release(h);
+}
 /* Consumes v in every case. */
 int rc_handle_of_value(struct rref_ctx *ctx, struct rc_value *v, bool set, struct rref **out);
 

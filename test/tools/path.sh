@@ -16,7 +16,7 @@ json=
 program=${1:-build}/bin/proc/read/path_test calls=100000
 most=140 most_async=420 most_batch=360 most_queue=175 most_look=720
 fake=${1:-build}/bin/fake/path_test
-most_ibv=430 most_ibv_async=1800 most_ibv_window=1550
+most_ibv=430 most_ibv_async=1160 most_ibv_window=1040
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
@@ -66,7 +66,7 @@ nothing_else() { # KNOWN
 		[ -z "$found" ]
 }
 foreign=0
-copying='rvs_post_reads|read_value|read_one|find|landing_ok|copy|header_fits|reader_of|pin|count'
+copying='rvs_post_reads|read_value|read_one|find|landing_ok|copy|rc_read_fits|reader_of|pin|count'
 copying+='|copy_value|other_landing|rc_kept_take|rref_view_free|__mem(cpy|move)_[a-z0-9_]*'
 copying+='|mem(cpy|move)'
 
