@@ -12,6 +12,7 @@
 
 #include "core/ctx.h"
 #include "core/base/lock.h"
+#include "core/read/internal.h"
 #include "tg_refs.h"
 #include "verbs/ibv/ibv.h"
 #include "verbs/ibv/status.h"
@@ -65,6 +66,7 @@ static struct rref_ctx *join(int rank)
 	struct rref_ctx *ctx;
 
 	tg_options(&o, rank);
+	at_store(&rc_never_again, true); /* each read tells its own end, on a slow machine too */
 	o.peer_timeout =
 		60 * NSEC_PER_SEC; /* looks at the beacon are READs too: this leaves them out */
 	ctx = tg_join_by(&o);
