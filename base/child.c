@@ -4,6 +4,7 @@
  * but close(2) and mmap(2).
  */
 #include "base/child.h"
+#include "base/thread.h"
 
 #include <errno.h>
 #include <sys/mman.h>
@@ -24,6 +25,8 @@ static _Atomic uint32_t last;
  */
 static pthread_mutex_t holding = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
 static unsigned nr_long; /* sections of rb_no_fork_begin */
+/* The thread's own sections, of both kinds: a signal handler may fork in the midst of them. */
+static _Thread_local unsigned my_holds, my_long;
 static pthread_cond_t no_long = PTHREAD_COND_INITIALIZER;
 static uint64_t noted[FDS_MAX / 64];
 static unsigned nr_words; /* number of entries of `noted` that may hold something */
@@ -34,6 +37,7 @@ static struct list lost = { &lost, &lost }; /* the parent's; changed by the fork
 void rb_release(void)
 {
 	pthread_mutex_unlock(&holding);
+	my_holds--;
 }
 
 static void close_noted(void)
@@ -72,14 +76,19 @@ static void in_child(void)
 	/* The unlocking fails, since its owner is a thread id of the parent's; but the thread
 	 * sanitizer counts it. */
 	pthread_mutex_unlock(&holding);
+	my_holds--;
+	nr_long = my_long;
 	holding = (pthread_mutex_t)PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
 	no_long = (pthread_cond_t)PTHREAD_COND_INITIALIZER; /* other threads may wait for it */
 }
 
 static void before_fork(void)
 {
+	RB_NO_CANCEL; /* fork(2) is no cancellation point */
+
 	rb_hold();
-	while (nr_long)
+	/* A mutex that is held twice is not let go of by a wait. */
+	while (nr_long > my_long && my_holds == 1)
 		pthread_cond_wait(&no_long, &holding);
 }
 
@@ -108,6 +117,7 @@ int rb_child_begin(void)
 void rb_hold(void)
 {
 	rb_child_begin();
+	my_holds++; /* first: a handler of a signal that comes in between does not wait */
 	pthread_mutex_lock(&holding);
 }
 
@@ -115,6 +125,7 @@ void rb_no_fork_begin(void)
 {
 	rb_hold();
 	nr_long++;
+	my_long++;
 	rb_release();
 }
 
@@ -123,8 +134,9 @@ void rb_no_fork_end(void)
 	int err = errno;
 
 	rb_hold();
-	if (!--nr_long)
-		pthread_cond_broadcast(&no_long);
+	my_long--;
+	nr_long--;
+	pthread_cond_broadcast(&no_long);
 	rb_release();
 	errno = err;
 }

@@ -35,6 +35,8 @@
 #define MORE_NS (100 * NSEC_PER_MSEC)
 /* pause of the poller that would sleep, and finds the lock taken */
 #define NAP_NS (50 * NSEC_PER_USEC)
+/* Tries of the lock in a row, about a millisecond, before the poller sleeps on it. */
+#define MISSES 4096u
 
 /* The poller's turns. */
 struct turns {
@@ -43,6 +45,7 @@ struct turns {
 	int64_t more_at; /* time of the next attempt to start a hand */
 	bool armed;      /* the devices are armed for it: it has slept, or was about to */
 	bool slept;
+	unsigned missed; /* tries of the lock in a row that failed */
 };
 
 /* Arms the devices. Returns for how many ns to sleep; 0: not at all. */
@@ -97,9 +100,16 @@ static bool has_hooks(struct rref_ctx *ctx)
  * Tries the lock. Other threads get it first: the poller's turn is never urgent while they run. But
  * hooks are urgent.
  */
-static tries_lock is_the_lock bool get_lock(struct rref_ctx *ctx)
+static tries_lock is_the_lock bool get_lock(struct rref_ctx *ctx, struct turns *t)
 {
-	return has_hooks(ctx) ? rc_lock_soon(ctx) : rc_trylock_in_turn(ctx);
+	bool got = has_hooks(ctx) ? rc_lock_soon(ctx) : rc_trylock_in_turn(ctx);
+
+	/* A thread that takes it again and again leaves hardly a moment in which it is free. */
+	if (unlikely(!got && ++t->missed > MISSES))
+		got = rc_lock_within(ctx, NAP_NS);
+	if (got)
+		t->missed = 0;
+	return got;
 }
 
 /* Makes a turn. Returns the number of events, and in *hook a hook for which the poller is out. */
@@ -110,7 +120,7 @@ static int turn_for_all(struct rref_ctx *ctx, struct rc_hand *me, struct turns *
 	int n;
 
 	*hook = NULL;
-	if (!get_lock(ctx)) {
+	if (!get_lock(ctx, t)) {
 		n = rc_reads_look(ctx, &due);
 		if (unlikely(at_load(&ctx->hooks.pushed)))
 			*hook = rc_hand_go_out_alone(ctx, me);

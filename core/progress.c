@@ -35,6 +35,8 @@
 
 #define TICK_NS (5 * NSEC_PER_MSEC)       /* resolution of deadlines that no waiter watches */
 #define IDLE_NS (500 * NSEC_PER_MSEC)
+/* time between two calls of a program that comes rarely */
+#define RARE_NS (20 * NSEC_PER_MSEC)
 #define BATCH 16u
 #define LOOKS 8u                          /* looks in one call of rref_progress */
 #define CLOCK_TURNS 64u
@@ -194,6 +196,16 @@ static needs_lock void loop_is_here(struct rref_ctx *ctx)
 }
 
 /*
+ * Tries the lock. A program that spins here makes way for threads that wait for the lock. A program
+ * that comes rarely does not: its next turn is far off.
+ */
+static tries_lock is_the_lock bool lock_for_turn(struct rref_ctx *ctx)
+{
+	return rc_trylock_in_turn(ctx) ||
+	       (rc_coarse_ns() - at_load(&ctx->hooks.progress_at) > RARE_NS && rc_trylock(ctx));
+}
+
+/*
  * Makes a turn. A program that spins here shall not make system calls all the time. A program that
  * has slept makes them on each call. A program that comes rarely makes them at each tick of the
  * coarse clock.
@@ -206,8 +218,9 @@ int rref_progress(struct rref_ctx *ctx)
 
 	if (n)
 		return n;
-	if (!rc_trylock_in_turn(ctx)) {
-		n = rc_progress_without_lock(ctx, rc_reads_look(ctx, &due), due);
+	if (!lock_for_turn(ctx)) {
+		n = rc_reads_look(ctx, &due);
+		n = rc_progress_without_lock(ctx, n, due);
 		return max_of(n, 0);
 	}
 	/* The coarse clock may stand for longer than RC_SLOW_NS. A thread that comes often can

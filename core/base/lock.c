@@ -31,23 +31,49 @@ is_the_lock bool rc_lock_soon(struct rref_ctx *ctx)
 }
 
 /*
+ * Takes the lock as WANTED, so that its release wakes the next waiter, if there is one. Acquire, as
+ * rc_trylock.
+ */
+static tries_lock is_the_lock bool take_as_wanted(struct rref_ctx *ctx)
+{
+	bool got = at_xchg_acq(&ctx->lock.word, RC_LOCKED_WANTED) == RC_UNLOCKED;
+
+	if (got)
+		rc_lock_taken(ctx);
+	return got;
+}
+
+/* Sleeps until the lock was let go of, at most for that time, then tries it. */
+static tries_lock is_the_lock bool lock_sleep(struct rref_ctx *ctx, const struct timespec *time)
+{
+	bool got;
+
+	at_add(&ctx->lock.wanted, 1);
+	got = take_as_wanted(ctx);
+	if (!got) {
+		syscall(SYS_futex, &ctx->lock.word, FUTEX_WAIT_PRIVATE, RC_LOCKED_WANTED, time,
+			NULL, 0);
+		got = take_as_wanted(ctx);
+	}
+	at_sub(&ctx->lock.wanted, 1);
+	return got;
+}
+
+is_the_lock bool rc_lock_within(struct rref_ctx *ctx, long ns)
+{
+	return lock_sleep(ctx, &(struct timespec){ .tv_nsec = ns });
+}
+
+/*
  * Takes the lock, a futex word. One compare-and-swap takes it, one exchange gives it back. Both are
  * inline: a turn of the engine is not much longer than a pthread_mutex_lock.
  */
 static __attribute__((noinline)) is_the_lock void lock_slow(struct rref_ctx *ctx)
 {
-	if (rc_lock_soon(ctx))
-		return;
-	at_add(&ctx->lock.wanted, 1);
-	/*
-	 * Acquire, as rc_trylock. Takes the lock as WANTED, so that its release wakes the next
-	 * waiter, if there is one.
-	 */
-	while (at_xchg_acq(&ctx->lock.word, RC_LOCKED_WANTED) != RC_UNLOCKED)
-		syscall(SYS_futex, &ctx->lock.word, FUTEX_WAIT_PRIVATE, RC_LOCKED_WANTED, NULL,
-			NULL, 0);
-	rc_lock_taken(ctx);
-	at_sub(&ctx->lock.wanted, 1);
+	bool got = rc_lock_soon(ctx);
+
+	while (!got)
+		got = lock_sleep(ctx, NULL);
 }
 
 is_the_lock void rc_lock(struct rref_ctx *ctx)

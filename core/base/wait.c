@@ -149,6 +149,8 @@ is_the_lock void rc_lock_looking(struct rref_ctx *ctx)
 		rc_pause(&turn);
 	}
 	at_sub(&ctx->lock.wanted, 1);
+	if (unlikely(due))
+		rc_kick(ctx); /* the caller may make no turn */
 }
 
 /*

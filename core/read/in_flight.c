@@ -49,7 +49,7 @@ bool rc_in_flight_leave(struct rref_ctx *ctx, struct rc_in_flight **fl, struct r
 	rb_assert(f || v);
 	(*fl)->f = f;
 	(*fl)->landing = f ? NULL : v;
-	at_add(&ctx->sleep.reads_in_flight, 1);
+	rc_count_in_flight(ctx, 1);
 	at_add(&ctx->n.quarantined, !f);
 	/* Release. Pairs with land: the flight has its heir. */
 	if (at_cas_ar(&(*fl)->state, &posted, RC_FLIGHT_LEFT)) {

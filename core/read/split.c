@@ -181,7 +181,7 @@ static void count_in(struct rref_future *f, struct rc_peer *p, const struct rv_r
 {
 	struct rc_split *q = &p->pieces;
 
-	at_add(&f->ctx->sleep.reads_in_flight, n);
+	rc_count_in_flight(f->ctx, (int)n);
 	at_add(&f->outstanding, n);
 	split_count(&q->outstanding, f->pieces_at, n);
 	for (unsigned i = 0; i < n && how != SPLIT_FREE; i++) {

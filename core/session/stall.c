@@ -224,9 +224,10 @@ static needs_lock void stall_look(struct rref_ctx *ctx, struct rc_peer *p, int64
 			compare(ctx, p, now, p->recv_seq + 1);
 		return;
 	}
-	/* Counted first: another thread may take in its end before this call returns. */
+	/* Counted first: another thread may take in its end before this call returns. sc. Pairs
+	 * with arm_devices. */
 	p->probing = p->kind != RV_SHM;
-	at_add(&ctx->sleep.reads_in_flight, p->probing);
+	at_add_sc(&ctx->sleep.reads_in_flight, p->probing);
 	if (p->ops->post_reads(p->link, &r, 1) != 1) {
 		at_sub(&ctx->sleep.reads_in_flight, p->probing);
 		p->probing = false;

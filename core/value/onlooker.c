@@ -24,6 +24,7 @@
  */
 #include <stdlib.h>
 
+#include "core/base/kick.h"
 #include "core/base/lock.h"
 #include "core/base/log.h"
 #include "core/op/step.h"
@@ -263,8 +264,8 @@ static void look_at_all(struct rref_ctx *ctx)
 	uint32_t last;
 
 	rc_lock(ctx);
-	/* A round that is under way has passed some places. */
-	last = ctx->value.onlookers_round + (next_of_round(ctx) ? 2 : 1);
+	/* A round that is under way has passed some places: it counts as none. */
+	last = ctx->value.onlookers_round + 1;
 	while (!list_empty(&ctx->value.onlookers) &&
 	       (int32_t)(last - ctx->value.onlookers_round) >= !next_of_round(ctx)) {
 		take_turn(ctx);
@@ -281,10 +282,12 @@ bool rc_onlooker_over(struct rref_ctx *ctx, struct rc_peer *p)
 	rc_assert_locked(ctx);
 	if (!o)
 		return true;
-	if (o->ops->has_ended(o->seen))
-		ctx->value.onlookers_at = 0; /* the next tick lets go of all: the marks are void */
-	else if (!keep_marked(ctx, o, TURN_PLACES))
+	if (o->ops->has_ended(o->seen)) {
+		ctx->value.onlookers_at = 0; /* lets go of all: the marks are void */
+		rc_turn_by(ctx, 0);
+	} else if (!keep_marked(ctx, o, TURN_PLACES)) {
 		return false;
+	}
 	p->onlooker = NULL;
 	if (!o->nr_kept) {
 		onlooker_free(o);

@@ -232,6 +232,7 @@ static void attend(struct rv_dev *dev, struct rvi_sink *sink)
 			continue;
 		if (sink->n >= sink->max) {
 			at_store_rel(&dev->attention, 1); /* the rest is for the next poll */
+			at_store_sc(&dev->helper.news, 1);
 			return;
 		}
 		if (at_xchg_acq(&conn->kicked, 0))
@@ -252,8 +253,6 @@ int rvi_poll(struct rv_dev *dev, struct rv_event *ev, unsigned max, unsigned fla
 
 	if (unlikely(dev->spill_tail))
 		unspill(&sink);
-	if (unlikely(at_load(&dev->attention)))
-		attend(dev, &sink);
 	if (flags & RV_POLL_SLOW)
 		rvi_slow(dev, &sink);
 	all = completions(dev, &sink);
@@ -261,6 +260,10 @@ int rvi_poll(struct rv_dev *dev, struct rv_event *ev, unsigned max, unsigned fla
 		report_ends(dev, &sink);
 	if (unlikely(at_load(&dev->helper.news))) {
 		closed_go_on(dev, &sink);
+		/* Comes behind completions, which may tell that the peer is dead. It comes behind
+		 * the exchange of the news, too: they are told later than the attention. */
+		if (unlikely(at_load(&dev->attention)))
+			attend(dev, &sink);
 		rvi_pairs_go_on(dev, &sink);
 		rvi_timer_due(dev, all && dev->cm_drained, &sink);
 		if (all)

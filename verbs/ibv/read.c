@@ -172,6 +172,7 @@ static int post_failed(struct rv_conn *conn, unsigned got, const struct ibv_send
 		posted--;
 	}
 	rb_assert_is(posted, >=, 0);
+	err = abs(err); /* erdma and cxgb4 return -errno */
 	if (posted == (int)got || (err != ENOMEM && err != EAGAIN)) {
 		/* The requests are in order (check_chain): the queue pair takes nothing any
 		 * more. */

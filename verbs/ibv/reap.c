@@ -203,7 +203,8 @@ static void destroyed(struct rv_dev *dev, struct rvi_id *one)
 {
 	struct rvi_reaper *r = &dev->reaper;
 
-	put_record(r, one);
+	if (one)
+		put_record(r, one);
 	rb_assert_is(r->nr, >, 0);
 	r->nr--;
 	if (!r->full || r->nr > REAP_MAX / 2)
@@ -221,6 +222,7 @@ static void *reap(void *arg)
 	pthread_mutex_lock(&r->lock);
 	while (!r->stop || r->nr) {
 		struct rvi_id *one;
+		int failed;
 
 		if (at_load(&r->nr_refused)) {
 			pthread_mutex_unlock(&r->lock);
@@ -240,9 +242,9 @@ static void *reap(void *arg)
 		if (one->nr_reason && can_be_told(dev, one->id))
 			rdma_reject(one->id, one->reason, one->nr_reason);
 		rb_slow(RB_SLOW_CM_DESTROY);
-		rdma_destroy_id(one->id);
+		failed = rdma_destroy_id(one->id);
 		pthread_mutex_lock(&r->lock);
-		destroyed(dev, one);
+		destroyed(dev, failed ? NULL : one); /* an id that stays may have events */
 	}
 	pthread_mutex_unlock(&r->lock);
 	return NULL;

@@ -128,7 +128,7 @@ static int post_frame(struct rv_conn *conn, enum rvi_frame_type type, const void
 	conn->nr_sending++;
 	conn->dev->nr_sending++;
 	s->gen++;
-	rc = ibv_post_send(conn->qp, &wr, &bad);
+	rc = abs(ibv_post_send(conn->qp, &wr, &bad)); /* erdma and cxgb4 return -errno */
 	if (rc && bad) {
 		slot_free(conn, slot);
 		if (rc == ENOMEM || rc == EAGAIN)

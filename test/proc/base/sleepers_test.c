@@ -525,6 +525,19 @@ TG_TEST(progress__makes_way, 1)
 	return 0;
 }
 
+/* The poller sleeps on the lock in the end: it might never find it free. */
+TG_TEST(poller__wants_the_lock_at_last, 1)
+{
+	ctx = tg_join(rank);
+	rc_lock(ctx);
+	if (tg_mode() == RREF_PROGRESS_POLL)
+		for (int64_t end = tg_deadline(); !at_load(&ctx->lock.wanted);)
+			TG_CHECK(now_ns() < end);
+	rc_unlock(ctx);
+	tg_finish(ctx);
+	return 0;
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -536,6 +549,7 @@ int main(void)
 		cmocka_unit_test(loop__hears_of_a_cancel),
 		cmocka_unit_test(loop__sleeps_when_nothing_happens),
 		cmocka_unit_test(progress__makes_way),
+		cmocka_unit_test(poller__wants_the_lock_at_last),
 	};
 
 	return cmocka_run_group_tests_name("sleepers", tests, NULL, NULL);
