@@ -89,8 +89,8 @@ static enum fv_count_of kind_of(enum ibv_wr_opcode opcode)
 					     : FV_SENDS;
 }
 
-/* Puts a request into the ring. Returns 0 or an errno. [posting] */
-static int put_request(struct fv_qp *q, const struct ibv_send_wr *wr)
+/* Puts a request into the ring, and says when it is due. Returns 0 or an errno. [posting] */
+static int put_request(struct fv_qp *q, const struct ibv_send_wr *wr, int64_t *due_ns)
 {
 	uint32_t tail = at_load(&q->tail), i = tail & q->sq_mask;
 	int64_t bytes = check_request(q, wr);
@@ -109,7 +109,7 @@ static int put_request(struct fv_qp *q, const struct ibv_send_wr *wr)
 	e->opcode = wr->opcode;
 	e->imm = wr->imm_data;
 	e->tries = e->rnr = 0;
-	e->due_ns = due_of(q, wr->opcode, e->length);
+	*due_ns = e->due_ns = due_of(q, wr->opcode, e->length);
 	if (wr->send_flags & IBV_SEND_INLINE)
 		copy_inline(&q->small[(size_t)i * q->init.cap.max_inline_data], wr);
 	else if (wr->num_sge)
@@ -149,7 +149,7 @@ int fv_post_send(struct ibv_qp *qp, struct ibv_send_wr *wr, struct ibv_send_wr *
 	const struct ibv_send_wr *first = wr;
 	int rc = 0;
 	bool message = false;
-	int64_t due = 0;
+	int64_t due = 0, last;
 
 	if (!takes_requests(q, at_load(&q->state))) {
 		*bad = wr;
@@ -160,10 +160,10 @@ int fv_post_send(struct ibv_qp *qp, struct ibv_send_wr *wr, struct ibv_send_wr *
 		return ENOMEM;
 	}
 	fv_take(&q->posting);
-	for (; wr && !(rc = put_request(q, wr)); wr = wr->next) {
+	for (; wr && !(rc = put_request(q, wr, &last)); wr = wr->next) {
 		message |= kind_of(wr->opcode) == FV_SENDS;
 		if (wr == first)
-			due = q->sq[(at_load(&q->tail) - 1) & q->sq_mask].due_ns;
+			due = last;
 	}
 	fv_give(&q->posting);
 	if (rc)

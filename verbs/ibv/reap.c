@@ -150,6 +150,7 @@ void rvi_id_drop(struct rv_dev *dev, struct rvi_id *one)
 bool rvi_id_spare(struct rv_dev *dev)
 {
 	struct rvi_reaper *r = &dev->reaper;
+	bool full;
 
 	pthread_mutex_lock(&r->lock);
 	if (!r->spare)
@@ -157,11 +158,11 @@ bool rvi_id_spare(struct rv_dev *dev)
 	if (!r->spare && (r->spare = take_record(r, 0)))
 		r->spare->may_live = false;
 	/* No record is left if all of the stock's last part waits to be destroyed. */
-	r->full = !r->spare || r->nr >= REAP_MAX;
-	if (r->full)
+	r->full = full = !r->spare || r->nr >= REAP_MAX;
+	if (full)
 		rvi_watch_cm(dev, false);
 	pthread_mutex_unlock(&r->lock);
-	return !r->full;
+	return !full;
 }
 
 /* Takes one that is to be rejected. [r->lock] */
