@@ -25,7 +25,7 @@
 /* The longest hold by a clock, with the program that it was in. */
 struct longest {
 	_Atomic uint64_t ns;
-	char program[PROGRAM_BYTES];
+	_Atomic uint64_t program[PROGRAM_BYTES / sizeof(uint64_t)]; /* text, with its end */
 };
 
 /* The file. test/tools/holds.sh reads it, in records of 64 bytes. */
@@ -149,13 +149,15 @@ void rb_hold_begin(void)
 /* Notes a hold. Two programs at once may mix their names: a person reads them. */
 static void note_length(struct longest *l, uint64_t ns)
 {
-	uint64_t longest = at_load(&l->ns);
+	uint64_t longest = at_load(&l->ns), name[array_size(l->program)] = { 0 };
 
-	while (ns > longest)
-		if (at_cas_weak_ar(&l->ns, &longest, ns)) {
-			snprintf(l->program, PROGRAM_BYTES, "%.15s", program_invocation_short_name);
-			return;
-		}
+	while (ns > longest && !at_cas_weak_ar(&l->ns, &longest, ns))
+		;
+	if (ns <= longest)
+		return;
+	snprintf((char *)name, sizeof(name), "%.15s", program_invocation_short_name);
+	for (size_t i = 0; i < array_size(name); i++)
+		at_store(&l->program[i], name[i]);
 }
 
 void rb_hold_end(void)
