@@ -43,25 +43,20 @@ static tries_lock is_the_lock bool take_as_wanted(struct rref_ctx *ctx)
 	return got;
 }
 
-/* Sleeps until the lock was let go of, at most for that time, then tries it. */
-static tries_lock is_the_lock bool lock_sleep(struct rref_ctx *ctx, const struct timespec *time)
+is_the_lock bool rc_lock_within(struct rref_ctx *ctx, int64_t ns)
 {
+	struct timespec time = { .tv_nsec = ns };
 	bool got;
 
 	at_add(&ctx->lock.wanted, 1);
 	got = take_as_wanted(ctx);
 	if (!got) {
-		syscall(SYS_futex, &ctx->lock.word, FUTEX_WAIT_PRIVATE, RC_LOCKED_WANTED, time,
-			NULL, 0);
+		syscall(SYS_futex, &ctx->lock.word, FUTEX_WAIT_PRIVATE, RC_LOCKED_WANTED,
+			ns ? &time : NULL, NULL, 0);
 		got = take_as_wanted(ctx);
 	}
 	at_sub(&ctx->lock.wanted, 1);
 	return got;
-}
-
-is_the_lock bool rc_lock_within(struct rref_ctx *ctx, long ns)
-{
-	return lock_sleep(ctx, &(struct timespec){ .tv_nsec = ns });
 }
 
 /*
@@ -73,7 +68,7 @@ static __attribute__((noinline)) is_the_lock void lock_slow(struct rref_ctx *ctx
 	bool got = rc_lock_soon(ctx);
 
 	while (!got)
-		got = lock_sleep(ctx, NULL);
+		got = rc_lock_within(ctx, 0);
 }
 
 is_the_lock void rc_lock(struct rref_ctx *ctx)

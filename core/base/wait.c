@@ -33,8 +33,9 @@
 #define SPIN_NS (100 * NSEC_PER_USEC)
 #define YIELD_NS (3 * NSEC_PER_USEC) /* longer than an answer takes from one who spins */
 #define SPIN_MAX_NS (1 * NSEC_PER_MSEC)
-/* pause of a waiter that would sleep, and finds the lock taken */
+/* sleep of a waiter for the lock, between two looks at READs: the holder may stand still */
 #define NAP_NS (20 * NSEC_PER_USEC)
+#define NAP_MAX_NS (1 * NSEC_PER_MSEC)
 /* A wait that takes as long is late. Many threads and slow devices make waits of some ms. */
 #define LATE_NS (10 * NSEC_PER_MSEC)
 /* number of looks between two looks at the clock, and at other threads' needs */
@@ -138,17 +139,13 @@ static needs_lock void call_sleeper(struct rref_ctx *ctx)
 
 is_the_lock void rc_lock_looking(struct rref_ctx *ctx)
 {
-	unsigned turn = 0;
+	long nap = NAP_NS;
 	bool due = false;
 
-	if (rc_trylock(ctx))
-		return;
-	at_add(&ctx->lock.wanted, 1);
-	while (!rc_trylock(ctx)) {
+	while (!rc_lock_soon(ctx) && !rc_lock_within(ctx, nap)) {
 		ctx->turns.engine->reads(ctx, &due);
-		rc_pause(&turn);
+		nap = min_of(2 * nap, NAP_MAX_NS);
 	}
-	at_sub(&ctx->lock.wanted, 1);
 	if (unlikely(due))
 		rc_kick(ctx); /* the caller may make no turn */
 }
@@ -168,11 +165,9 @@ static void device_sleep(struct rc_waiter *w, int64_t deadline)
 
 	if (!w->kind->will_sleep(w, &s))
 		return;
-	/* Does not wait for the lock: it would not see the end of a READ meanwhile. */
-	if (!rc_trylock(ctx)) {
-		nanosleep(&(struct timespec){ .tv_nsec = NAP_NS }, NULL);
+	/* Waits no longer for the lock: it would not see the end of a READ meanwhile. */
+	if (!rc_trylock(ctx) && !rc_lock_within(ctx, NAP_NS))
 		return;
-	}
 	if (ctx->sleep.device_sleeper) {
 		list_add_tail(&ctx->sleep.sleepers, &w->node);
 		rc_unlock(ctx);
