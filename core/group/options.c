@@ -27,6 +27,8 @@
 
 enum field_kind { FIELD_INT, FIELD_UNSIGNED, FIELD_SIZE, FIELD_MS };
 
+#define AT(field) offsetof(struct rref_options, field)
+
 /* guarded by nothing: const. alt: torchrun's name for it. */
 static const struct number {
 	const char *variable, *alt;
@@ -35,33 +37,20 @@ static const struct number {
 	int min;
 	uint64_t max;
 } numbers[] = {
-	{ "RREF_RANK", "RANK", FIELD_INT, offsetof(struct rref_options, rank), 0, WORLD_MAX - 1 },
-	{ "RREF_WORLD_SIZE", "WORLD_SIZE", FIELD_INT, offsetof(struct rref_options, world_size), 1,
-	  WORLD_MAX },
-	{ "RREF_POLLER_CORE", NULL, FIELD_INT, offsetof(struct rref_options, poller_core), -1,
-	  CORE_MAX },
-	{ "RREF_THREADS", NULL, FIELD_UNSIGNED, offsetof(struct rref_options, nr_threads), 0,
-	  THREADS_MAX },
-	{ "RREF_MAX_WAITING", NULL, FIELD_UNSIGNED, offsetof(struct rref_options, max_waiting), 0,
-	  WAITING_MAX },
-	{ "RREF_MAX_OPS", NULL, FIELD_UNSIGNED, offsetof(struct rref_options, max_ops), 0,
-	  OPS_MAX },
-	{ "RREF_MAX_VALUE_BYTES", NULL, FIELD_SIZE, offsetof(struct rref_options, max_value_bytes),
-	  0, SIZE_MAX },
-	{ "RREF_MAX_LANDING_BYTES", NULL, FIELD_SIZE,
-	  offsetof(struct rref_options, max_landing_bytes), 0, SIZE_MAX },
-	{ "RREF_LOOK_BYTES", NULL, FIELD_SIZE, offsetof(struct rref_options, look_bytes), 0,
-	  SIZE_MAX },
-	{ "RREF_REGION_BYTES", NULL, FIELD_SIZE, offsetof(struct rref_options, region_bytes), 0,
-	  REGION_MAX },
-	{ "RREF_TIMEOUT_MS", NULL, FIELD_MS, offsetof(struct rref_options, timeout), 0,
-	  TIMEOUT_MS_MAX },
-	{ "RREF_INIT_TIMEOUT_MS", NULL, FIELD_MS, offsetof(struct rref_options, init_timeout), 0,
-	  TIMEOUT_MS_MAX },
-	{ "RREF_PEER_TIMEOUT_MS", NULL, FIELD_MS, offsetof(struct rref_options, peer_timeout), 0,
-	  TIMEOUT_MS_MAX },
-	{ "RREF_STALL_TIMEOUT_MS", NULL, FIELD_MS, offsetof(struct rref_options, stall_timeout), 0,
-	  TIMEOUT_MS_MAX },
+	{ "RREF_RANK", "RANK", FIELD_INT, AT(rank), 0, WORLD_MAX - 1 },
+	{ "RREF_WORLD_SIZE", "WORLD_SIZE", FIELD_INT, AT(world_size), 1, WORLD_MAX },
+	{ "RREF_POLLER_CORE", NULL, FIELD_INT, AT(poller_core), -1, CORE_MAX },
+	{ "RREF_THREADS", NULL, FIELD_UNSIGNED, AT(nr_threads), 0, THREADS_MAX },
+	{ "RREF_MAX_WAITING", NULL, FIELD_UNSIGNED, AT(max_waiting), 0, WAITING_MAX },
+	{ "RREF_MAX_OPS", NULL, FIELD_UNSIGNED, AT(max_ops), 0, OPS_MAX },
+	{ "RREF_MAX_VALUE_BYTES", NULL, FIELD_SIZE, AT(max_value_bytes), 0, SIZE_MAX },
+	{ "RREF_MAX_LANDING_BYTES", NULL, FIELD_SIZE, AT(max_landing_bytes), 0, SIZE_MAX },
+	{ "RREF_LOOK_BYTES", NULL, FIELD_SIZE, AT(look_bytes), 0, SIZE_MAX },
+	{ "RREF_REGION_BYTES", NULL, FIELD_SIZE, AT(region_bytes), 0, REGION_MAX },
+	{ "RREF_TIMEOUT_MS", NULL, FIELD_MS, AT(timeout), 0, TIMEOUT_MS_MAX },
+	{ "RREF_INIT_TIMEOUT_MS", NULL, FIELD_MS, AT(init_timeout), 0, TIMEOUT_MS_MAX },
+	{ "RREF_PEER_TIMEOUT_MS", NULL, FIELD_MS, AT(peer_timeout), 0, TIMEOUT_MS_MAX },
+	{ "RREF_STALL_TIMEOUT_MS", NULL, FIELD_MS, AT(stall_timeout), 0, TIMEOUT_MS_MAX },
 };
 
 void rref_options_init_size(struct rref_options *opt, size_t size)
@@ -245,14 +234,11 @@ static const struct text {
 	int (*check)(const char *text);
 	const char *empty;
 } texts[] = {
-	{ "RREF_NAME", offsetof(struct rref_options, name), rc_name_check, NULL },
-	{ "RREF_DEVICE", offsetof(struct rref_options, device), device_check, NULL },
-	{ "RREF_KEY_FILE", offsetof(struct rref_options, key_file), NULL,
-	  "empty; unset it to go without a key" },
-	{ "RREF_RENDEZVOUS", offsetof(struct rref_options, rendezvous), NULL,
-	  "empty; it must be host:port" },
-	{ "RREF_TRACE", offsetof(struct rref_options, trace), NULL,
-	  "empty; unset it to write no trace" },
+	{ "RREF_NAME", AT(name), rc_name_check, NULL },
+	{ "RREF_DEVICE", AT(device), device_check, NULL },
+	{ "RREF_KEY_FILE", AT(key_file), NULL, "empty; unset it to go without a key" },
+	{ "RREF_RENDEZVOUS", AT(rendezvous), NULL, "empty; it must be host:port" },
+	{ "RREF_TRACE", AT(trace), NULL, "empty; unset it to write no trace" },
 };
 
 static int read_text(const struct text *t, const char *value, struct rref_options *o)

@@ -103,72 +103,38 @@ static uint32_t first(const struct rp_table *t, uint32_t hash)
 	return t->buckets[hash & t->mask];
 }
 
+/* Returns the place of the item x with that hash for which `is` holds, or 0. */
+#define FIND(what, hash_of, is) \
+	uint32_t hash = (hash_of); \
+	for (uint32_t i = first(&m->what##_table, hash); i;) { \
+		const struct rp_##what *x = rp_##what##_at(m, i); \
+		if (x->hashed.hash == hash && (is)) \
+			return i; \
+		i = x->hashed.next; \
+	} \
+	return 0
+
 uint32_t rp_find_owner(const struct rp *m, const struct rref_id *id)
 {
-	uint32_t hash = rp_hash(m, id, 0);
-
-	for (uint32_t i = first(&m->owner_table, hash); i;) {
-		const struct rp_owner *o = rp_owner_at(m, i);
-
-		if (o->hashed.hash == hash && rp_same(&o->id, id))
-			return i;
-		i = o->hashed.next;
-	}
-	return 0;
+	FIND(owner, rp_hash(m, id, 0), rp_same(&x->id, id));
 }
 
 uint32_t rp_find_held(const struct rp *m, uint32_t holder, const struct rref_id *fork)
 {
-	uint32_t hash = rp_hash(m, fork, holder);
-
-	for (uint32_t i = first(&m->held_table, hash); i;) {
-		const struct rp_held *h = rp_held_at(m, i);
-
-		if (h->hashed.hash == hash && h->holder == holder && rp_same(&h->fork, fork))
-			return i;
-		i = h->hashed.next;
-	}
-	return 0;
+	FIND(held, rp_hash(m, fork, holder), x->holder == holder && rp_same(&x->fork, fork));
 }
 
 uint32_t rp_find_user(const struct rp *m, const struct rref_id *fork)
 {
-	uint32_t hash = rp_hash(m, fork, 0);
-
-	for (uint32_t i = first(&m->user_table, hash); i;) {
-		const struct rp_user *u = rp_user_at(m, i);
-
-		if (u->hashed.hash == hash && rp_same(&u->fork, fork))
-			return i;
-		i = u->hashed.next;
-	}
-	return 0;
+	FIND(user, rp_hash(m, fork, 0), rp_same(&x->fork, fork));
 }
 
 uint32_t rp_find_child(const struct rp *m, const struct rref_id *fork)
 {
-	uint32_t hash = rp_hash(m, fork, 0);
-
-	for (uint32_t i = first(&m->child_table, hash); i;) {
-		const struct rp_child *c = rp_child_at(m, i);
-
-		if (c->hashed.hash == hash && rp_same(&c->fork, fork))
-			return i;
-		i = c->hashed.next;
-	}
-	return 0;
+	FIND(child, rp_hash(m, fork, 0), rp_same(&x->fork, fork));
 }
 
 uint32_t rp_find_tomb(const struct rp *m, uint32_t holder, const struct rref_id *fork)
 {
-	uint32_t hash = rp_hash(m, fork, holder);
-
-	for (uint32_t i = first(&m->tomb_table, hash); i;) {
-		const struct rp_tomb *t = rp_tomb_at(m, i);
-
-		if (t->hashed.hash == hash && t->holder == holder && rp_same(&t->fork, fork))
-			return i;
-		i = t->hashed.next;
-	}
-	return 0;
+	FIND(tomb, rp_hash(m, fork, holder), x->holder == holder && rp_same(&x->fork, fork));
 }
