@@ -57,6 +57,7 @@ struct fv_knobs {
 	_Atomic int lose_flushes; /* 1: a request that is flushed makes no completion */
 	_Atomic int no_room; /* counts: posts of messages that fail with ENOMEM */
 	_Atomic int refuse_in_error; /* 1: a queue pair in error refuses requests */
+	_Atomic int strand_reads; /* counts: READs that it neither ends nor repeats */
 	_Atomic int lose_srq; /* SRQ entries that each destroyed queue pair takes along */
 };
 struct fv_knobs *fv_knobs(unsigned device);

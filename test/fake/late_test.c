@@ -120,6 +120,24 @@ static void late__for_a_message_that_confirms(void **state)
 	pair_part();
 }
 
+/* Has READs that the device forgets end as those without an answer. Others end in time. */
+static void late__reads_that_stand_still(void **state)
+{
+	(void)state;
+	pair_meet_up();
+	must_read(&a, &b);
+	fv_knobs(0)->strand_reads = 1;
+	post_one_read(&a, &b, 0, true);
+	post_one_read(&a, &b, 1, true);
+	UNTIL(a.c->down && a.node.read_status[0] != TLV_UNFINISHED &&
+	      a.node.read_status[1] != TLV_UNFINISHED);
+	assert_int_equal(fv_knobs(0)->strand_reads, 0);
+	assert_int_equal(a.node.read_reports[0], 1);
+	assert_int_equal(a.node.read_reports[1], 1);
+	assert_true(a.node.read_status[0] < 0 && a.node.read_status[1] < 0);
+	pair_part();
+}
+
 #define TEST(f) cmocka_unit_test(f)
 
 int main(void)
@@ -129,6 +147,7 @@ int main(void)
 		TEST(late__for_each_step),
 		TEST(late__for_its_own_device),
 		TEST(late__for_the_next_pair),
+		TEST(late__reads_that_stand_still),
 	};
 
 	setenv("RREF_TEST_DEVICE", "ibv", 1);

@@ -32,6 +32,8 @@ static int64_t due_of(struct fv_qp *q, enum ibv_wr_opcode opcode, uint32_t bytes
 	bool read = opcode == IBV_WR_RDMA_READ;
 	uint32_t depth = max_of(min_of(at_load(&q->rd_atomic), FV_RD_MAX), 1u);
 
+	if (unlikely(read && fv_strikes(&d->knobs.strand_reads)))
+		return INT64_MAX / 2;
 	if (likely(!delay && !kib))
 		return 0;
 	due = now_ns();

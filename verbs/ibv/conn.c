@@ -250,7 +250,8 @@ bool rvi_close_conn(struct rv_conn *conn)
 		rvi_news(dev); /* the queue pair may have stopped before */
 		return true;
 	}
-	rb_assert(!conn->active && !conn->nr_sending && !rvi_reads_outstanding(conn));
+	rb_assert(!conn->active && !conn->nr_sending);
+	rb_assert(!rvi_reads_outstanding(conn, &(uint32_t){ 0 }));
 	if (conn->id)
 		rvi_reap(dev, conn->id);
 	conn->id = NULL;

@@ -217,11 +217,22 @@ void rvi_tie_reads(struct rv_conn *conn)
 	leave_to_helper(&conn->pair_task, tie_reads);
 }
 
+int rvi_thread_start(pthread_t *thread, bool *runs, void *(*run)(void *), struct rv_dev *dev)
+{
+	int err = rb_thread_start(thread, run, dev);
+	char why[200];
+
+	*runs = !err;
+	if (!err)
+		return 0;
+	rb_thread_why(err, why, sizeof(why));
+	return rv_fail(err, "no thread for the ends of connections: %s", why);
+}
+
 int rvi_helper_start(struct rv_dev *dev)
 {
 	struct rvi_helper *h = &dev->helper;
-	char why[200];
-	int err;
+	int rc;
 
 	h->fd = RB_OPEN(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
 	if (h->fd < 0)
@@ -229,12 +240,8 @@ int rvi_helper_start(struct rv_dev *dev)
 	list_init(&h->tasks);
 	pthread_mutex_init(&h->lock, NULL);
 	pthread_cond_init(&h->more, NULL);
-	err = rb_thread_start(&h->thread, help, dev);
-	h->runs = !err;
-	if (err)
-		rb_thread_why(err, why, sizeof(why));
-	return err ? rv_fail(err, "no thread for the ends of connections: %s", why)
-		   : rvi_reap_start(dev);
+	rc = rvi_thread_start(&h->thread, &h->runs, help, dev);
+	return rc ? rc : rvi_reap_start(dev);
 }
 
 void rvi_helper_end(struct rv_dev *dev)

@@ -105,8 +105,7 @@ struct rvi_pool {
 
 /* A READ. Any thread takes it and gives it back (read.c). */
 struct rvi_read {
-	/* generation and state (ledger.h). Outlives connections: tokens of an earlier one never
-	 * match */
+	/* generation and state (ledger.h); tokens of an earlier connection never match */
 	_Atomic uint32_t gen;
 	uint32_t name;               /* [const] kind and index of its token */
 	_Atomic uint64_t cookie;
@@ -135,11 +134,12 @@ struct rvi_pair {
 	_Atomic int done; /* the helper is done: 1, or -errno. Release */
 	uint32_t number; /* counts the pairs of this connection, from 1 */
 	uint32_t psn;
-	/* the peer's next one; 0 = it has not offered it yet */
-	uint32_t peer_qpn, peer_psn;
+	uint32_t peer_qpn, peer_psn; /* the peer's next one; 0 = not offered yet */
 	bool peer_ready; /* TYING, LINKED: the peer's serves already */
 	bool say_offer, say_ready; /* frames that have found no room yet */
 	int64_t heard_at; /* the last message before the first pair is ready */
+	int64_t still_since; /* READs are under way, and since then ended no other; 0 = not */
+	uint32_t ended; /* number of READs that had ended then */
 };
 
 /* Work for the helper; helper.c. */
@@ -152,8 +152,7 @@ struct rvi_task {
 struct rv_conn {
 	struct rv_dev *dev;          /* const */
 	uint32_t index;              /* const */
-	/* enum rvi_state; stored by progress */
-	_Atomic int state;
+	_Atomic int state; /* enum rvi_state; stored by progress */
 	_Atomic int reads_open; /* READs may be posted; a release store: reads_qp is set */
 	/* queue pair for READs: const while they are open; the helper's while it is at it */
 	struct ibv_qp *reads_qp;
@@ -170,8 +169,7 @@ struct rv_conn {
 	uint32_t qpn;
 	struct rv_conn *qpn_next;
 	struct rvi_send *sends;
-	uint32_t free_send;
-	uint32_t nr_sending;
+	uint32_t free_send, nr_sending;
 	uint32_t tx_credits;         /* messages we may still send; set by the handshake */
 	uint32_t rx_window;          /* messages the peer may still send */
 	uint32_t to_return;          /* buffers given back and not yet told */
@@ -180,14 +178,12 @@ struct rv_conn {
 	bool sealed;                 /* frames carry a MAC */
 	struct rvi_seal tx_seal, rx_seal;
 	bool want_write;             /* send() said -EAGAIN */
-	bool active;                 /* counted in nr_active */
-	bool half_open;              /* counted in nr_half_open */
+	bool active, half_open;      /* counted in nr_active, in nr_half_open */
 	bool cm_used;                /* a request or an accept went out: worth a disconnect */
 	bool stops, destroys; /* left to the helper; const until it is done */
 	bool reads_allowed;
 	bool deliver;                /* DOWN: messages that came before the end still count */
-	/* READs to serve / to have under way, clamped by the handshake */
-	uint8_t responder, initiator;
+	uint8_t responder, initiator; /* READs to serve, to have under way */
 	int64_t deadline_ns;         /* 0 = none */
 	int dead;                    /* REQUESTED: the requester is gone, -errno */
 
@@ -327,6 +323,8 @@ struct rv_dev {
 	int64_t timer_ns;            /* the time that timerfd is set to; 0 = off */
 	bool timer_due; /* timerfd has fired, and the deadlines are not yet looked at */
 	bool cm_drained; /* no connection event was left */
+	int64_t watch_at; /* time of the next look at READs that stand still */
+	uint32_t watch_next; /* connection at which that look goes on */
 	uint32_t timer_waits; /* polls that it waited for what had come before */
 
 	pthread_mutex_t region_lock;
@@ -361,7 +359,7 @@ struct ibv_context *rvi_context_open(struct ibv_device *device);
 void rvi_context_close(struct ibv_context *ctx);
 
 /* helper.c */
-/* Starts the reaper, too. */
+int rvi_thread_start(pthread_t *thread, bool *runs, void *(*run)(void *), struct rv_dev *dev);
 int rvi_helper_start(struct rv_dev *dev);
 /* Ends the thread, and every queue pair. All connections are closed. */
 void rvi_helper_end(struct rv_dev *dev);
@@ -456,7 +454,6 @@ int rvi_qp_stop(struct ibv_qp *qp);
 int rvi_qp_destroy(struct ibv_qp *qp);
 void rvi_qp_gone(struct rv_conn *conn);
 struct rv_conn *rvi_qpn_find(struct rv_dev *dev, uint32_t qpn);
-/* The same for READs. */
 int rvi_qp_create_reads(struct rv_conn *conn);
 int rvi_qp_link_reads(struct rv_conn *conn);
 
@@ -472,6 +469,8 @@ void rvi_pair_say(struct rv_conn *conn);
 void rvi_pair_failed(struct rv_conn *conn, int wc_status, struct rvi_sink *sink);
 /* Ends a pair at which the device refused a post. */
 void rvi_pair_refused(struct rv_conn *conn, struct rvi_sink *sink);
+/* Ends connections whose READs stand still. Called when all that came has been taken in. */
+void rvi_pairs_watch(struct rv_dev *dev);
 /* Ends the pair of that queue pair, if it is one. */
 void rvi_pair_broke(struct rv_dev *dev, uint32_t qpn, struct rvi_sink *sink);
 /* A message came: the peer is awake, and has to take part in time. */
@@ -528,7 +527,8 @@ int rvi_reads_init(struct rv_conn *conn);
 int rvi_post_reads(struct rv_conn *conn, struct rv_read *r, unsigned n);
 void rvi_read_done(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_token t,
 		   struct rvi_sink *sink);
-bool rvi_reads_outstanding(const struct rv_conn *conn);
+/* Returns whether READs are under way. *ended: moves with each READ that ends. */
+bool rvi_reads_outstanding(const struct rv_conn *conn, uint32_t *ended);
 bool rvi_reads_report(struct rv_conn *conn, struct rvi_sink *sink);
 
 /* poll.c */
@@ -542,8 +542,7 @@ void rvi_spill_purge(struct rv_conn *conn);
 /* sent.c */
 int rvi_sent_init(struct rv_dev *dev, uint32_t queue);
 int rvi_reads(struct rv_dev *dev, struct rv_read_end *out, unsigned max, bool *more);
-/* Takes the next completion that was left to the holder of the lock. Returns false if there is
- * none. */
+/* Takes the next completion left to the holder of the lock. Returns false if there is none. */
 bool rvi_sent_next(struct rv_dev *dev, struct ibv_wc *out);
 void rvi_sent_drain(struct rv_dev *dev);
 

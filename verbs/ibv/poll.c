@@ -179,7 +179,7 @@ static bool report_gone(struct rv_conn *conn, struct rvi_sink *sink)
 		rvi_qp_gone(conn);
 	if (!rvi_reads_report(conn, sink) || sink->n >= sink->max)
 		return false;
-	rb_assert(!rvi_reads_outstanding(conn));
+	rb_assert(!rvi_reads_outstanding(conn, &(uint32_t){ 0 }));
 	rvi_emit(sink, conn, RV_EV_CLOSED, 0);
 	rvi_conn_release(conn);
 	return true;
@@ -224,7 +224,8 @@ static void closed_go_on(struct rv_dev *dev, struct rvi_sink *sink)
  */
 static void attend(struct rv_dev *dev, struct rvi_sink *sink)
 {
-	at_xchg_acq(&dev->attention, 0);
+	if (likely(!at_xchg_acq(&dev->attention, 0)))
+		return;
 	for (uint32_t i = 0; i < at_load(&dev->nr_conns); i++) {
 		struct rv_conn *conn = rvi_conn_at(dev, i);
 
@@ -238,6 +239,19 @@ static void attend(struct rv_dev *dev, struct rvi_sink *sink)
 		if (at_xchg_acq(&conn->kicked, 0))
 			rvi_pair_refused(conn, sink);
 	}
+}
+
+/* Goes on with what the helper, a poster or the timer told. all: nothing is left in the queues. */
+static void take_news(struct rv_dev *dev, bool all, struct rvi_sink *sink)
+{
+	closed_go_on(dev, sink);
+	/* Comes behind completions, which may tell that the peer is dead. It comes behind the
+	 * exchange of the news, too: they are told later than the attention. */
+	attend(dev, sink);
+	rvi_pairs_go_on(dev, sink);
+	rvi_timer_due(dev, all && dev->cm_drained, sink);
+	if (all)
+		report_ends(dev, sink);
 }
 
 /* Tells whether the device is gone, and everything of it was reported. */
@@ -256,19 +270,12 @@ int rvi_poll(struct rv_dev *dev, struct rv_event *ev, unsigned max, unsigned fla
 	if (flags & RV_POLL_SLOW)
 		rvi_slow(dev, &sink);
 	all = completions(dev, &sink);
+	if ((flags & RV_POLL_SLOW) && all)
+		rvi_pairs_watch(dev);
 	if (all && unlikely(!list_empty(&dev->ends)))
 		report_ends(dev, &sink);
-	if (unlikely(at_load(&dev->helper.news))) {
-		closed_go_on(dev, &sink);
-		/* Comes behind completions, which may tell that the peer is dead. It comes behind
-		 * the exchange of the news, too: they are told later than the attention. */
-		if (unlikely(at_load(&dev->attention)))
-			attend(dev, &sink);
-		rvi_pairs_go_on(dev, &sink);
-		rvi_timer_due(dev, all && dev->cm_drained, &sink);
-		if (all)
-			report_ends(dev, &sink);
-	}
+	if (unlikely(at_load(&dev->helper.news)))
+		take_news(dev, all, &sink);
 	if (unlikely(all_reported(dev, &sink)))
 		return rv_fail(ENODEV, "%s is gone", dev->caps.device);
 	rb_assert_is(sink.n, <=, max);

@@ -286,12 +286,18 @@ void rvi_read_done(struct rv_dev *dev, const struct ibv_wc *wc, struct rvi_token
 	rvi_pair_failed(conn, wc->status, sink);
 }
 
-bool rvi_reads_outstanding(const struct rv_conn *conn)
+bool rvi_reads_outstanding(const struct rv_conn *conn, uint32_t *ended)
 {
-	for (uint32_t i = 0; at_load(&conn->reads) && i < conn->dev->max_reads; i++)
-		if (at_load_acq(&slot_at(conn, i)->gen) & RVI_READ_POSTED)
-			return true;
-	return false;
+	bool some = false;
+
+	*ended = 0;
+	for (uint32_t i = 0; at_load(&conn->reads) && i < conn->dev->max_reads; i++) {
+		uint32_t gen = at_load_acq(&slot_at(conn, i)->gen);
+
+		some |= gen & RVI_READ_POSTED;
+		*ended += gen / (RVI_READ_BUSY + 1);
+	}
+	return some;
 }
 
 /* Reports the READs that the fence cut off. Returns true when

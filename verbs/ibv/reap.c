@@ -269,8 +269,6 @@ void rvi_reap_init(struct rv_dev *dev)
 int rvi_reap_start(struct rv_dev *dev)
 {
 	struct rvi_id *one;
-	char why[200];
-	int err;
 
 	for (unsigned i = 0; i < STOCK; i++) {
 		one = malloc(sizeof(*one));
@@ -278,11 +276,7 @@ int rvi_reap_start(struct rv_dev *dev)
 			return rv_fail(ENOMEM, "no memory for the ends of connections");
 		put_record(&dev->reaper, one);
 	}
-	err = rb_thread_start(&dev->reaper.thread, reap, dev);
-	dev->reaper.runs = !err;
-	if (err)
-		rb_thread_why(err, why, sizeof(why));
-	return err ? rv_fail(err, "no thread for the ends of connections: %s", why) : 0;
+	return rvi_thread_start(&dev->reaper.thread, &dev->reaper.runs, reap, dev);
 }
 
 /* Hands an id over, whose events find no connection any more. */
