@@ -13,7 +13,7 @@ themes="calls deferred creating reading chains"
 # shellcheck disable=SC2046
 RREF_TEST_PROGRESS=$mode exec test/tools/run-tests.sh --title "progress: $mode" --jobs 1 \
 	"$bin"/proc/{spine,poller,shutdown,serving}_test \
-	"$bin"/proc/base/{hooks,hook_rules,log,sleepers}_test \
+	"$bin"/proc/base/{hooks,hook_rules,log,sleepers,lock_turns}_test \
 	"$bin"/proc/call/{calls,passed_on,payload,payload_ends}_test \
 	"$bin"/proc/{op/futures,read/batch,session/peer_down,value/refs}_test \
 	$(printf "$bin/conformance/%s " $themes)

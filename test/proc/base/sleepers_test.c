@@ -7,8 +7,8 @@
  *
  * The other thread may wrongly take a wake-up, or disarm a descriptor. An event loop then sleeps
  * for good, and a waiter sleeps until a timer looks after it (half a second). So sleeps are counted
- * that began before the answer or just behind it, and that only the time ended. Earlier timers would
- * hide the error: see nap.
+ * that began before the answer or just behind it, and that only the time ended. Earlier timers
+ * would hide the error: see nap.
  */
 #include <limits.h>
 #include <poll.h>
@@ -22,8 +22,6 @@
 
 #include "base/atomic.h"
 #include "core/ctx.h"
-#include "core/base/kick.h"
-#include "core/base/lock.h"
 #include "core/base/wait.h"
 #include "tg_refs.h"
 
@@ -498,123 +496,6 @@ TG_TEST(loop__sleeps_when_nothing_happens, 2)
 	return 0;
 }
 
-/* ---- threads that want the lock, beside a program that spins ---- */
-
-static void *want_lock(void *arg)
-{
-	rc_lock_looking(ctx);
-	atomic_store((_Atomic bool *)arg, true);
-	rc_unlock(ctx);
-	return NULL;
-}
-
-/* A program that spins leaves 15 of 16 turns to threads that want the lock. */
-TG_TEST(progress__makes_way, 1)
-{
-	enum { TURNS = 160 };
-	_Atomic bool got = false;
-	uint32_t before;
-	pthread_t t;
-
-	ctx = tg_join(rank);
-	rc_lock(ctx);
-	TG_CHECK(pthread_create(&t, NULL, want_lock, &got) == 0);
-	for (int64_t end = tg_deadline(); !at_load(&ctx->lock.wanted); usleep(200))
-		TG_CHECK(now_ns() < end);
-	before = at_load(&ctx->lock.turns);
-	for (int i = 0; i < TURNS; i++)
-		TG_CHECK(!rc_trylock_in_turn(ctx)); /* it is taken */
-	TG_CHECK(at_load(&ctx->lock.turns) - before >= TURNS);
-	TG_CHECK(!atomic_load(&got));
-	rc_unlock(ctx);
-	pthread_join(t, NULL);
-	TG_CHECK(atomic_load(&got));
-
-	/* A thread that stands still wants it from now on. */
-	at_add(&ctx->lock.wanted, 1);
-	before = at_load(&ctx->lock.turns);
-	for (int i = 0; i < TURNS; i++)
-		TG_CHECK(rref_progress(ctx) >= 0);
-	TG_CHECK(at_load(&ctx->lock.turns) - before >= TURNS);
-	if (tg_mode() == RREF_PROGRESS_MANUAL) {
-		int n = 0;
-
-		for (int i = 0; i < TURNS; i++)
-			if (rc_trylock_in_turn(ctx)) {
-				n++;
-				rc_unlock(ctx);
-			}
-		TG_IS(n, TURNS / 16);
-	}
-	at_sub(&ctx->lock.wanted, 1);
-	tg_finish(ctx);
-	return 0;
-}
-
-static void until_a_thread_sleeps_on_the_lock(void)
-{
-	for (int64_t end = tg_deadline(); at_load(&ctx->lock.word) != RC_LOCKED_WANTED;)
-		TG_CHECK(now_ns() < end);
-}
-
-/* The poller sleeps on the lock in the end: it might never find it free. */
-TG_TEST(poller__wants_the_lock_at_last, 1)
-{
-	ctx = tg_join(rank);
-	rc_lock(ctx);
-	if (tg_mode() == RREF_PROGRESS_POLL)
-		until_a_thread_sleeps_on_the_lock();
-	rc_unlock(ctx);
-	tg_finish(ctx);
-	return 0;
-}
-
-static void *wait_for(void *f)
-{
-	TG_OK(rref_future_wait(f, RREF_FOREVER));
-	return NULL;
-}
-
-static bool a_waiter_sleeps_on_the_devices(void)
-{
-	bool one;
-
-	rc_lock(ctx);
-	one = ctx->sleep.device_sleeper;
-	rc_unlock(ctx);
-	return one;
-}
-
-/* So does a waiter without a poller: it needs the lock to sleep, and to go on. */
-TG_TEST(waiter__sleeps_on_the_lock, 1)
-{
-	struct rref_future *f;
-	pthread_t t;
-	void *data;
-
-	ctx = tg_join(rank);
-	if (tg_mode() == RREF_PROGRESS_MANUAL) {
-		TG_OK(rref_alloc(ctx, 8, &value, &data));
-		TG_OK(rref_to_here_async(value, RREF_FOREVER, &f));
-		rc_lock(ctx);
-		TG_CHECK(pthread_create(&t, NULL, wait_for, f) == 0);
-		until_a_thread_sleeps_on_the_lock();
-		rc_unlock(ctx);
-		for (int64_t end = tg_deadline(); !a_waiter_sleeps_on_the_devices(); usleep(200))
-			TG_CHECK(now_ns() < end);
-		rc_lock(ctx);
-		rc_kick(ctx);
-		until_a_thread_sleeps_on_the_lock();
-		rc_unlock(ctx);
-		TG_OK(rref_set(value));
-		pthread_join(t, NULL);
-		rref_future_free(f);
-		rref_release(value);
-	}
-	tg_finish(ctx);
-	return 0;
-}
-
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -625,9 +506,6 @@ int main(void)
 		cmocka_unit_test(loop__hears_of_calls_taken_in_by_another),
 		cmocka_unit_test(loop__hears_of_a_cancel),
 		cmocka_unit_test(loop__sleeps_when_nothing_happens),
-		cmocka_unit_test(progress__makes_way),
-		cmocka_unit_test(poller__wants_the_lock_at_last),
-		cmocka_unit_test(waiter__sleeps_on_the_lock),
 	};
 
 	return cmocka_run_group_tests_name("sleepers", tests, NULL, NULL);
