@@ -63,15 +63,12 @@ static bool has_locked(void)
 	return refused || (at && strtoull(at + strlen("VmLck:"), NULL, 10));
 }
 
-static void no_locked(const char *call, size_t bytes)
+static struct size limit_text(int what)
 {
 	unsigned long long value = 0;
 
-	limited(RLIMIT_MEMLOCK, &value);
-	snprintf(text, sizeof(text),
-		 "%s of %s: locked memory is limited to %s (RLIMIT_MEMLOCK): raise it by "
-		 "'ulimit -l', or lower max_value_bytes and max_landing_bytes",
-		 call, size_text(bytes).text, size_text(value).text);
+	limited(what, &value);
+	return size_text(value);
 }
 
 static void no_descriptors(const char *call)
@@ -125,17 +122,6 @@ static void no_threads(const char *call)
 		 memory);
 }
 
-static void too_long(const char *call, size_t bytes)
-{
-	unsigned long long value = 0;
-
-	limited(RLIMIT_FSIZE, &value);
-	snprintf(text, sizeof(text),
-		 "%s to %s: files, and so shared memory, are limited to %s (RLIMIT_FSIZE): raise "
-		 "it by 'ulimit -f'",
-		 call, size_text(bytes).text, size_text(value).text);
-}
-
 const char *limit_why(const char *call, int err, size_t bytes)
 {
 	int saved = errno;
@@ -148,13 +134,19 @@ const char *limit_why(const char *call, int err, size_t bytes)
 			 "%s: the system has no descriptor left: raise it by 'sysctl fs.file-max'",
 			 call);
 	else if (err == EFBIG)
-		too_long(call, bytes);
+		snprintf(text, sizeof(text),
+			 "%s to %s: files, and so shared memory, are limited to %s (RLIMIT_FSIZE): "
+			 "raise it by 'ulimit -f'",
+			 call, size_text(bytes).text, limit_text(RLIMIT_FSIZE).text);
 	else if (err == ENOMEM && bytes)
 		no_addresses(call, bytes);
 	else if (err == EAGAIN && !strcmp(call, "pthread_create"))
 		no_threads(call);
 	else if (err == EAGAIN && bytes)
-		no_locked(call, bytes);
+		snprintf(text, sizeof(text),
+			 "%s of %s: locked memory is limited to %s (RLIMIT_MEMLOCK): raise it by "
+			 "'ulimit -l', or lower max_value_bytes and max_landing_bytes",
+			 call, size_text(bytes).text, limit_text(RLIMIT_MEMLOCK).text);
 	else if (err == EPERM || err == ENOSYS || err == EACCES)
 		snprintf(text, sizeof(text),
 			 "%s: refused by the system (%s): a container's seccomp profile must allow "

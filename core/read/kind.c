@@ -63,12 +63,15 @@ static needs_lock void end_by_look(struct rref_ctx *ctx, struct rc_work *w)
 	}
 	if (rc_op_claim(f)) {
 		at_store(&f->view, v);
+		v = NULL;
 		rc_op_finish_locked(f);
 	} else {
 		at_sub(&ctx->n.quarantined, 1); /* ended meanwhile: rc_read_end */
-		rref_view_free(v);
 	}
 	rc_op_put(f);
+	rc_unlock_bare(ctx);
+	rref_view_free(v); /* may unmap a region */
+	rc_lock(ctx);
 }
 
 static needs_lock void

@@ -165,6 +165,7 @@ void rvi_conn_down(struct rv_conn *conn, int status, int wc_status)
 	conn->end_status = status;
 	conn->end_wc = flush ? -1 : wc_status;
 	conn->end_by_flush = flush;
+	conn->end_taken = dev->taken + dev->stash_max; /* the queue holds no more */
 	list_add_tail(&dev->ends, &conn->end);
 	rvi_conn_deadline(conn, 0);
 	not_half_open(conn);

@@ -188,6 +188,7 @@ struct rv_conn {
 	int dead;                    /* REQUESTED: the requester is gone, -errno */
 
 	struct list end;             /* link in dev->ends until the end is reported */
+	uint64_t end_taken; /* dev->taken at which it is reported at the latest */
 	enum rv_event_type end_type;
 	int end_status, end_wc;
 	bool end_by_flush;           /* no cause known yet */
@@ -198,8 +199,7 @@ struct rv_conn {
 	bool tell; /* the helper has to tell the peer; const while it works */
 
 	struct list link;            /* dev->free_conns, dev->closed */
-	struct list pairs; /* dev->pairs */
-	struct list unsaid; /* dev->unsaid */
+	struct list pairs, unsaid; /* dev->pairs, dev->unsaid */
 	uint32_t report_slot; /* CLOSED, or its pair is made again: next slot to report */
 	struct sockaddr_storage peer;
 	uint32_t data_len;
@@ -277,10 +277,9 @@ struct rv_dev {
 	uint32_t max_inline, credits, max_reads, max_sge, max_conns, max_slots, nr_sends;
 	uint32_t max_qps; /* max_conns, and room for queue pairs that are being destroyed */
 	unsigned ifindex;            /* the GID's network interface; 0 = none */
-	uint8_t port, max_responder, max_initiator;
-	uint8_t ack_timeout;          /* const after open */
-	int64_t connect_ns;           /* the same */
-	int64_t patience_ns;          /* const after open: how long a send can be under way */
+	uint8_t port, max_responder, max_initiator, ack_timeout;
+	int64_t connect_ns;
+	int64_t patience_ns;          /* the longest time of a send under way */
 	rv_log_fn log;
 	void *log_ctx;
 
@@ -325,7 +324,8 @@ struct rv_dev {
 	bool cm_drained; /* no connection event was left */
 	int64_t watch_at; /* time of the next look at READs that stand still */
 	uint32_t watch_next; /* connection at which that look goes on */
-	uint32_t timer_waits; /* polls that it waited for what had come before */
+	uint32_t timer_waits; /* polls that they waited for what had come before the timer */
+	uint64_t taken, timer_taken; /* messages taken; the number at which they wait no longer */
 
 	pthread_mutex_t region_lock;
 	struct list regions;         /* guarded by region_lock */

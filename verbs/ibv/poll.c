@@ -96,6 +96,7 @@ static bool batch(struct rv_dev *dev, struct rvi_sink *sink)
 	int want = (int)min_of(sink->max - sink->n, (unsigned)RVI_BATCH);
 	int n = want ? rvi_poll_cq(dev, dev->recv_cq, want, wc) : 0;
 
+	dev->taken += (unsigned)max_of(n, 0);
 	for (int i = 0; i < n; i++)
 		completed(dev, &wc[i], sink);
 	return n == want;
@@ -140,16 +141,19 @@ static bool completions(struct rv_dev *dev, struct rvi_sink *sink)
 	return !full;
 }
 
-static void report_ends(struct rv_dev *dev, struct rvi_sink *sink)
+/*
+ * Reports ends of connections, behind the messages that came before. all: nothing is left in the
+ * queues. Else those whose messages have all been taken by now: a flood may keep the queues full.
+ */
+static void report_ends(struct rv_dev *dev, bool all, struct rvi_sink *sink)
 {
-	while (sink->n < sink->max) {
-		struct list *l = list_pop(&dev->ends);
-		struct rv_conn *conn;
+	while (!list_empty(&dev->ends) && sink->n < sink->max) {
+		struct rv_conn *conn = container_of(dev->ends.next, struct rv_conn, end);
 		struct rv_event *e;
 
-		if (!l)
+		if (!all && (dev->taken < conn->end_taken || dev->stash_head < dev->stash_tail))
 			return;
-		conn = container_of(l, struct rv_conn, end);
+		list_del(&conn->end);
 		rb_assert_is(rvi_state(conn), ==, RVI_DOWN);
 		rb_assert(conn->end_type == RV_EV_FAILED || conn->end_type == RV_EV_DISCONNECTED);
 		rb_assert_is(conn->end_status, <, 0);
@@ -249,9 +253,9 @@ static void take_news(struct rv_dev *dev, bool all, struct rvi_sink *sink)
 	 * exchange of the news, too: they are told later than the attention. */
 	attend(dev, sink);
 	rvi_pairs_go_on(dev, sink);
-	rvi_timer_due(dev, all && dev->cm_drained, sink);
+	rvi_timer_due(dev, all, sink);
 	if (all)
-		report_ends(dev, sink);
+		report_ends(dev, true, sink);
 }
 
 /* Tells whether the device is gone, and everything of it was reported. */
@@ -267,13 +271,15 @@ int rvi_poll(struct rv_dev *dev, struct rv_event *ev, unsigned max, unsigned fla
 
 	if (unlikely(dev->spill_tail))
 		unspill(&sink);
-	if (flags & RV_POLL_SLOW)
+	if (flags & RV_POLL_SLOW) {
+		report_ends(dev, false, &sink); /* first: a flood leaves no room in the sink */
 		rvi_slow(dev, &sink);
+	}
 	all = completions(dev, &sink);
 	if ((flags & RV_POLL_SLOW) && all)
 		rvi_pairs_watch(dev);
 	if (all && unlikely(!list_empty(&dev->ends)))
-		report_ends(dev, &sink);
+		report_ends(dev, true, &sink);
 	if (unlikely(at_load(&dev->helper.news)))
 		take_news(dev, all, &sink);
 	if (unlikely(all_reported(dev, &sink)))

@@ -139,9 +139,9 @@ void rvi_wake_timer(struct rv_dev *dev)
 }
 
 /*
- * Looks at the deadlines if the timer has fired. all: nothing that came is left in the queues. Else
- * the timer stays readable, and the next poll comes here again. Under a flood it waits no longer
- * than for what the queues could hold when it fired.
+ * Looks at the deadlines if the timer has fired. all: no message is left in the queues. Else the
+ * timer stays readable, and the next poll comes here again. Under a flood it waits no longer than
+ * for what the queues could hold when it fired.
  */
 void rvi_timer_due(struct rv_dev *dev, bool all, struct rvi_sink *sink)
 {
@@ -150,7 +150,10 @@ void rvi_timer_due(struct rv_dev *dev, bool all, struct rvi_sink *sink)
 	if (!dev->timer_due)
 		return;
 	dev->timer_due = false;
-	if (!all && ++dev->timer_waits * RVI_BATCH < dev->stash_max + CM_WAITING_MAX)
+	if (!dev->timer_waits++)
+		dev->timer_taken = dev->taken + dev->stash_max;
+	if ((!all && dev->taken < dev->timer_taken) ||
+	    (!dev->cm_drained && dev->timer_waits * RVI_BATCH < CM_WAITING_MAX))
 		return;
 	dev->timer_waits = 0;
 	while (read(dev->timerfd, &expirations, sizeof(expirations)) < 0 && errno == EINTR)
