@@ -377,6 +377,27 @@ static void not_awake(struct rref_ctx *ctx, struct rc_resume *r, int64_t now)
 		r->by += late - most;
 }
 
+int rc_send_received(struct rref_ctx *ctx, struct rc_peer *p, const uint8_t *proof)
+{
+	struct rw_message m = {
+		.frame = { .type = RW_RECEIVED, .epoch = p->epoch, .ack = (uint32_t)p->recv_seq },
+		.u.received.seq = p->recv_seq
+	};
+	uint8_t buf[RW_FRAME_BYTES + 64];
+	int n, err;
+
+	rc_assert_locked(ctx);
+	if (proof)
+		memcpy(m.u.received.mac, proof, sizeof(m.u.received.mac));
+	n = rw_encode(&m, buf, sizeof(buf));
+	err = p->ops->send(p->link, buf, (size_t)n);
+	if (!err) {
+		p->unacked.owed = 0;
+		rc_count_sent(ctx, p, buf, (uint32_t)n);
+	}
+	return err;
+}
+
 void rc_resume_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_t now)
 {
 	struct rc_resume *r = &p->resume;

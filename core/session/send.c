@@ -505,18 +505,23 @@ int64_t rc_send_due(const struct rref_ctx *ctx)
 	return due;
 }
 
+static needs_lock void drop_unacked(struct rc_peer *p)
+{
+	free_all(&p->unacked.sent);
+	free_all(&p->unacked.again);
+	p->unacked.acked = 0;
+	p->unacked.nr = p->unacked.owed = 0;
+	p->resend_at = 0;
+}
+
 void rc_send_drop_queue(struct rref_ctx *ctx, struct rc_peer *p)
 {
 	rc_assert_locked(ctx);
 	rc_inject_forget(ctx, p->rank);
 	free_all(&p->queue);
-	free_all(&p->unacked.sent);
-	free_all(&p->unacked.again);
-	p->unacked.acked = 0;
-	p->unacked.nr = p->unacked.owed = 0;
 	p->nr_queued = 0;
 	p->queued_bytes = 0;
-	p->resend_at = 0;
+	drop_unacked(p);
 }
 
 void rc_send_unproved(struct rc_peer *p)
@@ -527,12 +532,8 @@ void rc_send_unproved(struct rc_peer *p)
 		take_out(p, o);
 		free(o);
 	}
-	free_all(&p->unacked.sent);
-	free_all(&p->unacked.again);
-	p->unacked.acked = 0;
-	p->unacked.nr = p->unacked.owed = 0;
 	p->send_seq = p->recv_seq = 0;
-	p->resend_at = 0;
+	drop_unacked(p);
 }
 
 /* ---- acknowledgements ---- */
@@ -588,27 +589,6 @@ int rc_send_resume(struct rref_ctx *ctx, struct rc_peer *p, uint64_t received)
 	ctx->n.not_again += received - p->unacked.acked;
 	forget(ctx, p, (uint32_t)(received - p->unacked.acked));
 	return 0;
-}
-
-int rc_send_received(struct rref_ctx *ctx, struct rc_peer *p, const uint8_t *proof)
-{
-	struct rw_message m = {
-		.frame = { .type = RW_RECEIVED, .epoch = p->epoch, .ack = (uint32_t)p->recv_seq },
-		.u.received.seq = p->recv_seq
-	};
-	uint8_t buf[RW_FRAME_BYTES + 64];
-	int n, err;
-
-	rc_assert_locked(ctx);
-	if (proof)
-		memcpy(m.u.received.mac, proof, sizeof(m.u.received.mac));
-	n = rw_encode(&m, buf, sizeof(buf));
-	err = p->ops->send(p->link, buf, (size_t)n);
-	if (!err) {
-		p->unacked.owed = 0;
-		rc_count_sent(ctx, p, buf, (uint32_t)n);
-	}
-	return err;
 }
 
 void rc_send_more(struct rref_ctx *ctx, struct rc_peer *p)
