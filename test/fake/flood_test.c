@@ -35,6 +35,7 @@ static enum rv_event_type one_event(void)
 {
 	unsigned char message[40] = { 0 };
 	struct rv_event e;
+	bool more;
 	int rc;
 
 	/* Sends as many as a takes: more than one for each poll. */
@@ -42,6 +43,7 @@ static enum rv_event_type one_event(void)
 		;
 	assert_int_equal(rc, -EAGAIN);
 	tlv_pump(&c.node, 0, -1);
+	tlv_take_reads(&a.node, &more); /* ends of its own messages, too */
 	if (!tlv_ops->poll(a.node.dev, &e, 1, RV_POLL_SLOW))
 		return 0;
 	if (e.type == RV_EV_RECV)
@@ -66,6 +68,14 @@ static void flood__ends_are_reported(void **state)
 			assert_true(++taken <= bound + 2);
 	}
 	assert_true(taken >= bound);
+
+	/* The fence: its READ and its end come, too. */
+	tlv_close_conn(a.c);
+	for (int64_t end = tlv_deadline_ns(); a.c->closes; taken++) {
+		assert_true(now_ns() < end);
+		if (one_event() == RV_EV_CLOSED)
+			a.c->closes = false;
+	}
 	flood_part();
 }
 

@@ -138,6 +138,28 @@ static void late__reads_that_stand_still(void **state)
 	pair_part();
 }
 
+/* Lets the time pass while READs are over that this side has not taken in. */
+static void late__reads_that_are_over(void **state)
+{
+	struct rv_event e;
+
+	(void)state;
+	pair_meet_up();
+	must_read(&a, &b);
+	post_one_read(&a, &b, 0, true);
+	for (int64_t end = tlv_deadline_ns(); !pair_of(&a)->still_looks;) {
+		assert_true(now_ns() < end);
+		assert_int_equal(tlv_ops->poll(a.node.dev, &e, 1, RV_POLL_SLOW), 0);
+	}
+	tlv_sleep_ms((int)(4 * a.node.dev->patience_ns / NSEC_PER_MSEC));
+	for (int i = 0; i < 3; i++)
+		assert_int_equal(tlv_ops->poll(a.node.dev, &e, 1, RV_POLL_SLOW), 0);
+	UNTIL(a.node.read_status[0] != TLV_UNFINISHED);
+	assert_int_equal(a.node.read_status[0], 0);
+	assert_false(a.c->down);
+	pair_part();
+}
+
 #define TEST(f) cmocka_unit_test(f)
 
 int main(void)
@@ -147,6 +169,7 @@ int main(void)
 		TEST(late__for_each_step),
 		TEST(late__for_its_own_device),
 		TEST(late__for_the_next_pair),
+		TEST(late__reads_that_are_over),
 		TEST(late__reads_that_stand_still),
 	};
 

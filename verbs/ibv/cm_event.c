@@ -11,7 +11,7 @@
 
 /* An event as it was, after its ack. */
 struct cm_event {
-	struct rdma_cm_id *id, *listener;
+	struct rdma_cm_id *id;
 	struct rvi_id *of; /* NULL: the listener's */
 	/* NULL: the id is the listener's, new, or of a connection that was closed */
 	struct rv_conn *conn;
@@ -50,7 +50,6 @@ static bool next_cm_event(struct rv_dev *dev, struct cm_event *out)
 	out->id = e->id;
 	out->of = e->event == RDMA_CM_EVENT_CONNECT_REQUEST ? born(dev, e->id) : e->id->context;
 	out->conn = out->of ? out->of->conn : NULL;
-	out->listener = e->listen_id;
 	out->type = (int)e->event;
 	out->status = e->status;
 	out->responder = p->responder_resources;
@@ -296,10 +295,8 @@ bool rvi_cm_events(struct rv_dev *dev, struct rvi_sink *sink)
  * Ends connects that take too long. The deadlines are ours: a connect to a silent address was seen
  * to bring no event for 100 s.
  */
-void rvi_cm_deadlines(struct rv_dev *dev)
+void rvi_cm_deadlines(struct rv_dev *dev, int64_t now)
 {
-	int64_t now = now_ns();
-
 	for (uint32_t i = 0; i < at_load(&dev->nr_conns) && dev->nr_timed; i++) {
 		struct rv_conn *conn = rvi_conn_at(dev, i);
 

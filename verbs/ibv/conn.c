@@ -61,7 +61,7 @@ int rvi_conn_alloc(struct rv_dev *dev, struct rv_conn **out)
 	c->tx_seq = c->rx_seq = 0;
 	c->sealed = false;
 	c->want_write = c->active = c->half_open = c->cm_used = c->reads_allowed = c->deliver =
-		c->end_by_flush = c->stops = c->destroys = c->tell = false;
+		c->end_by_flush = c->stops = c->destroys = false;
 	at_store(&c->stage, RVI_QP_LIVE);
 	c->responder = dev->max_responder;
 	c->initiator = dev->max_initiator;

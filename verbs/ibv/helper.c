@@ -39,7 +39,7 @@ static void stop(struct rv_conn *conn)
 	rvi_qp_error(conn);
 	/* The peer's queue pair does not notice the end of ours: only the CM says it. Without a
 	 * route it is said later, when the id is destroyed: reap.c. */
-	if (conn->tell && rvi_can_reach(conn->dev, &conn->peer))
+	if (conn->cm_used && rvi_can_reach(conn->dev, &conn->peer))
 		rdma_disconnect(conn->id);
 	at_store_rel(&conn->stage, RVI_QP_STOPPED);
 }
@@ -190,8 +190,6 @@ void rvi_stop(struct rv_conn *conn)
 	if (!conn->qp || conn->stops)
 		return;
 	conn->stops = true;
-	conn->tell = conn->cm_used;
-	conn->cm_used = false;
 	call_off(&conn->pair_task);
 	leave_to_helper(&conn->end_task, stop);
 }

@@ -138,7 +138,7 @@ struct rvi_pair {
 	bool peer_ready; /* TYING, LINKED: the peer's serves already */
 	bool say_offer, say_ready; /* frames that have found no room yet */
 	int64_t heard_at; /* the last message before the first pair is ready */
-	int64_t still_since; /* READs are under way, and since then ended no other; 0 = not */
+	uint32_t still_looks; /* looks that found READs under way, and no other ended */
 	uint32_t ended; /* number of READs that had ended then */
 };
 
@@ -179,7 +179,7 @@ struct rv_conn {
 	struct rvi_seal tx_seal, rx_seal;
 	bool want_write;             /* send() said -EAGAIN */
 	bool active, half_open;      /* counted in nr_active, in nr_half_open */
-	bool cm_used;                /* a request or an accept went out: worth a disconnect */
+	bool cm_used; /* a request or an accept went out; const while the helper works */
 	bool stops, destroys; /* left to the helper; const until it is done */
 	bool reads_allowed;
 	bool deliver;                /* DOWN: messages that came before the end still count */
@@ -196,7 +196,6 @@ struct rv_conn {
 	/* enum rvi_qp_stage: the end of the queue pair. Release: stored by the helper */
 	_Atomic int stage;
 	struct rvi_task end_task, pair_task; /* tasks of its end, and of the next pair */
-	bool tell; /* the helper has to tell the peer; const while it works */
 
 	struct list link;            /* dev->free_conns, dev->closed */
 	struct list pairs, unsaid; /* dev->pairs, dev->unsaid */
@@ -325,6 +324,7 @@ struct rv_dev {
 	int64_t watch_at; /* time of the next look at READs that stand still */
 	uint32_t watch_next; /* connection at which that look goes on */
 	uint32_t timer_waits; /* polls that they waited for what had come before the timer */
+	int64_t timer_at; /* time at which the timer was found to have fired */
 	uint64_t taken, timer_taken; /* messages taken; the number at which they wait no longer */
 
 	pthread_mutex_t region_lock;
@@ -469,7 +469,7 @@ void rvi_pair_say(struct rv_conn *conn);
 void rvi_pair_failed(struct rv_conn *conn, int wc_status, struct rvi_sink *sink);
 /* Ends a pair at which the device refused a post. */
 void rvi_pair_refused(struct rv_conn *conn, struct rvi_sink *sink);
-/* Ends connections whose READs stand still. Called when all that came has been taken in. */
+/* Ends connections whose READs stand still. Called by slow polls. */
 void rvi_pairs_watch(struct rv_dev *dev);
 /* Ends the pair of that queue pair, if it is one. */
 void rvi_pair_broke(struct rv_dev *dev, uint32_t qpn, struct rvi_sink *sink);
@@ -493,7 +493,7 @@ void rvi_peer_text(struct rv_conn *conn, char *buf, size_t size);
 
 /* cm_event.c */
 bool rvi_cm_events(struct rv_dev *dev, struct rvi_sink *sink);
-void rvi_cm_deadlines(struct rv_dev *dev);
+void rvi_cm_deadlines(struct rv_dev *dev, int64_t now);
 void rvi_confirmed(struct rv_conn *conn, struct rvi_sink *sink, bool by_message);
 
 /* addr.c */

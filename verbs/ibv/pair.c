@@ -40,8 +40,8 @@
 #include "status.h"
 
 #define FIRST_NS (30 * NSEC_PER_SEC)
-#define LOOKS 8 /* looks at READs in the time that the tries of one may take */
-#define LOOK_CONNS 64u /* connections of a look: the lock is held */
+#define LOOKS 8u /* looks at READs in the time that the tries of one may take */
+#define LOOK_CONNS 8u /* connections of a poll: the lock is held */
 #define NR_MAX (1u << 24) /* queue pairs and packets have numbers of 24 bits */
 
 /*
@@ -142,7 +142,7 @@ void rvi_pair_allow(struct rv_conn *conn)
 static void open_pair(struct rv_conn *conn, struct rvi_sink *sink)
 {
 	conn->pair.state = RVI_PAIR_READY;
-	conn->pair.still_since = 0;
+	conn->pair.still_looks = 0;
 	rvi_conn_deadline(conn, 0);
 	/* Pairs with rvi_post_reads. */
 	at_store_rel(&conn->reads_open, 1);
@@ -244,20 +244,20 @@ void rvi_pair_refused(struct rv_conn *conn, struct rvi_sink *sink)
 /*
  * Ends a connection whose READs stand still for twice the time that all tries of one take. The
  * device should have told so by then. rxe 6.1 does not, where a link goes while it repeats a READ:
- * it repeats no other then.
+ * it repeats no other then. Looks count, not the time: this side may have stood still itself.
  */
-static void watch_pair(struct rv_conn *conn, int64_t now)
+static void watch_pair(struct rv_conn *conn)
 {
 	struct rvi_pair *pair = &conn->pair;
 	uint32_t ended;
 
 	if (rvi_state(conn) != RVI_UP || pair->state != RVI_PAIR_READY ||
 	    !rvi_reads_outstanding(conn, &ended)) {
-		pair->still_since = 0;
-	} else if (!pair->still_since || ended != pair->ended) {
-		pair->still_since = now;
+		pair->still_looks = 0;
+	} else if (!pair->still_looks || ended != pair->ended) {
+		pair->still_looks = 1;
 		pair->ended = ended;
-	} else if (now - pair->still_since > 2 * conn->dev->patience_ns) {
+	} else if (++pair->still_looks > 2 * LOOKS + 1) {
 		rvi_log(conn->dev, 2, "%s neither ends nor repeats READs: the connection ends",
 			conn->dev->caps.device);
 		rvi_conn_fail_wc(conn, IBV_WC_RETRY_EXC_ERR);
@@ -272,7 +272,7 @@ void rvi_pairs_watch(struct rv_dev *dev)
 	if (now < dev->watch_at)
 		return;
 	for (; dev->watch_next < end; dev->watch_next++)
-		watch_pair(rvi_conn_at(dev, dev->watch_next), now);
+		watch_pair(rvi_conn_at(dev, dev->watch_next));
 	if (dev->watch_next < nr)
 		return;
 	dev->watch_next = 0;

@@ -245,14 +245,19 @@ static void attend(struct rv_dev *dev, struct rvi_sink *sink)
 	}
 }
 
+static void helper_told(struct rv_dev *dev, struct rvi_sink *sink)
+{
+	closed_go_on(dev, sink);
+	rvi_pairs_go_on(dev, sink);
+}
+
 /* Goes on with what the helper, a poster or the timer told. all: nothing is left in the queues. */
 static void take_news(struct rv_dev *dev, bool all, struct rvi_sink *sink)
 {
-	closed_go_on(dev, sink);
+	helper_told(dev, sink);
 	/* Comes behind completions, which may tell that the peer is dead. It comes behind the
 	 * exchange of the news, too: they are told later than the attention. */
 	attend(dev, sink);
-	rvi_pairs_go_on(dev, sink);
 	rvi_timer_due(dev, all, sink);
 	if (all)
 		report_ends(dev, true, sink);
@@ -267,20 +272,23 @@ static inline bool all_reported(const struct rv_dev *dev, const struct rvi_sink 
 int rvi_poll(struct rv_dev *dev, struct rv_event *ev, unsigned max, unsigned flags)
 {
 	struct rvi_sink sink = { .dev = dev, .ev = ev, .max = max };
-	bool all;
+	bool all, news = false;
 
 	if (unlikely(dev->spill_tail))
 		unspill(&sink);
 	if (flags & RV_POLL_SLOW) {
-		report_ends(dev, false, &sink); /* first: a flood leaves no room in the sink */
+		/* Come first, too: a flood leaves no room in the sink. */
+		report_ends(dev, false, &sink);
+		news = at_load(&dev->helper.news);
+		if (news)
+			helper_told(dev, &sink);
+		rvi_pairs_watch(dev);
 		rvi_slow(dev, &sink);
 	}
 	all = completions(dev, &sink);
-	if ((flags & RV_POLL_SLOW) && all)
-		rvi_pairs_watch(dev);
 	if (all && unlikely(!list_empty(&dev->ends)))
 		report_ends(dev, true, &sink);
-	if (unlikely(at_load(&dev->helper.news)))
+	if (unlikely(news || at_load(&dev->helper.news)))
 		take_news(dev, all, &sink);
 	if (unlikely(all_reported(dev, &sink)))
 		return rv_fail(ENODEV, "%s is gone", dev->caps.device);

@@ -133,6 +133,7 @@ void rvi_wake_timer(struct rv_dev *dev)
 	if (first == dev->timer_ns)
 		return;
 	dev->timer_ns = first;
+	dev->timer_waits = 0;
 	t.it_value.tv_sec = first / NSEC_PER_SEC;
 	t.it_value.tv_nsec = first % NSEC_PER_SEC;
 	timerfd_settime(dev->timerfd, TFD_TIMER_ABSTIME, &t, NULL);
@@ -150,8 +151,10 @@ void rvi_timer_due(struct rv_dev *dev, bool all, struct rvi_sink *sink)
 	if (!dev->timer_due)
 		return;
 	dev->timer_due = false;
-	if (!dev->timer_waits++)
+	if (!dev->timer_waits++) {
+		dev->timer_at = now_ns();
 		dev->timer_taken = dev->taken + dev->stash_max;
+	}
 	if ((!all && dev->taken < dev->timer_taken) ||
 	    (!dev->cm_drained && dev->timer_waits * RVI_BATCH < CM_WAITING_MAX))
 		return;
@@ -163,7 +166,7 @@ void rvi_timer_due(struct rv_dev *dev, bool all, struct rvi_sink *sink)
 		/* awake: poll sees what there is, and arm starts over if something is left */
 		dev->sends_watch_ns = 0;
 	rvi_say_again(dev, sink);
-	rvi_cm_deadlines(dev);
+	rvi_cm_deadlines(dev, dev->timer_at); /* later ones wait for themselves */
 	rvi_wake_timer(dev);
 }
 

@@ -117,7 +117,7 @@ static int let_look(struct rv_conn *conn, struct rv_onlooker **out)
 		return -EOPNOTSUPP;
 	o->refs++;
 	*out = o;
-	at_store_rel(&conn->rx.box->lets_look, 1); /* Pairs with look */
+	at_store_rel(&conn->rx.box->lets_look, 1); /* Pairs with look_at */
 	return 0;
 }
 

@@ -299,7 +299,7 @@ static int add_region(struct rv_conn *conn, const struct rvs_packet *p, int fd)
 	rb_assert_is(s->length, >=, p->length);
 	rb_assert_is(at_load(&seg->word), ==, 0);
 	rb_not_in_child(s->base, p->length);
-	/* Partner of all: find_bytes in read.c, and look in look.c. Each is a release,
+	/* Partner of all: find_bytes in read.c, and look_at in look.c. Each is a release,
 	 * so that word = 0 is seen before them. */
 	list_add(&conn->mapped, &s->node);
 	at_store_rel(&news->span, s);
