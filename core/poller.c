@@ -302,9 +302,7 @@ void rc_poller_close(struct rref_ctx *ctx)
 		rc_pause(&turn);
 	turn = 0;
 	/* Kicked even if it does not sleep: it may be about to. */
-	uint64_t one = 1;
-
-	(void)!write(ctx->sleep.kickfd, &one, sizeof(one));
+	rc_event_write(ctx->sleep.kickfd);
 	rc_hands_set_timer(h, NSEC_PER_MSEC, true); /* each hand that stands by reads one */
 	for (unsigned i = 0; i < RC_HANDS; i++) {
 		while (at_load_acq(&h->hand[i].state) == HAND_STARTING)

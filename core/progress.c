@@ -46,10 +46,8 @@ static __attribute__((noinline)) needs_lock int device_lost(struct rref_ctx *ctx
 {
 	struct rv_event lost = { .type = RV_EV_DEVICE, .status = err };
 
-	if (!d->lost) {
-		d->lost = true;
+	if (!d->lost_why) /* the event sets it */
 		rc_peer_event(ctx, d, &lost);
-	}
 	return 0;
 }
 

@@ -72,15 +72,14 @@ void rc_hook_push(struct rref_ctx *ctx, struct rc_hook *h)
 	rc_loop_wake(ctx);
 }
 
-/* Pushes hooks that are linked by next, from first to last. */
-static void push_chain(struct rref_ctx *ctx, struct list *first, struct list *last)
+static void push_hook(struct rref_ctx *ctx, struct list *l)
 {
 	struct list *old = at_load(&ctx->hooks.pushed);
 
 	/* sc. Pairs with is_quiet and with rc_kick: a sleeper sees the hook, or is woken. */
 	do
-		last->next = old;
-	while (!at_cas_weak_sc(&ctx->hooks.pushed, &old, first));
+		l->next = old;
+	while (!at_cas_weak_sc(&ctx->hooks.pushed, &old, l));
 }
 
 /* Takes all pushed hooks, the first one first. They are linked by next. */
@@ -98,7 +97,7 @@ static struct list *take_pushed(struct rref_ctx *ctx)
 
 void rc_hook_push_any(struct rref_ctx *ctx, struct rc_hook *h)
 {
-	push_chain(ctx, &h->node, &h->node);
+	push_hook(ctx, &h->node);
 	rc_kick(ctx);
 }
 
@@ -121,7 +120,7 @@ struct rc_hook *rc_hook_pop_any(struct rref_ctx *ctx)
 	/* The others go back at once: this thread may be away for long. */
 	for (struct list *l = first ? first->next : NULL; l; l = next) {
 		next = l->next;
-		push_chain(ctx, l, l);
+		push_hook(ctx, l);
 	}
 	/* A sleeper may have looked while they were out. */
 	if (first && first->next)

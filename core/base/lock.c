@@ -15,6 +15,9 @@
 #include "core/base/work.h"
 #include "core/ctx.h"
 
+/* time of a sleep: the thread that a release woke may stand still, and wakes no other */
+#define NAP_NS (10 * NSEC_PER_MSEC)
+
 is_the_lock bool rc_lock_soon(struct rref_ctx *ctx)
 {
 	bool got = rc_trylock(ctx);
@@ -52,7 +55,7 @@ is_the_lock bool rc_lock_within(struct rref_ctx *ctx, int64_t ns)
 	got = take_as_wanted(ctx);
 	if (!got) {
 		syscall(SYS_futex, &ctx->lock.word, FUTEX_WAIT_PRIVATE, RC_LOCKED_WANTED,
-			ns ? &time : NULL, NULL, 0);
+			&time, NULL, 0);
 		got = take_as_wanted(ctx);
 	}
 	at_sub(&ctx->lock.wanted, 1);
@@ -68,7 +71,7 @@ static __attribute__((noinline)) is_the_lock void lock_slow(struct rref_ctx *ctx
 	bool got = rc_lock_soon(ctx);
 
 	while (!got)
-		got = rc_lock_within(ctx, 0);
+		got = rc_lock_within(ctx, NAP_NS);
 }
 
 is_the_lock void rc_lock(struct rref_ctx *ctx)

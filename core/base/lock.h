@@ -18,8 +18,7 @@ takes_lock void rc_lock(struct rref_ctx *ctx);
 tries_lock bool rc_trylock_in_turn(struct rref_ctx *ctx);
 /* Tries the lock for a moment. Pollers make way. */
 tries_lock bool rc_lock_soon(struct rref_ctx *ctx);
-/* Sleeps until the lock was let go of, then tries it. ns: at most so long (under 1 s); 0: no limit.
- */
+/* Sleeps until the lock was let go of, for ns at most (under 1 s), then tries it. */
 tries_lock bool rc_lock_within(struct rref_ctx *ctx, int64_t ns);
 /*
  * Takes the lock after all work that was pushed before, and after the work that this work pushed.

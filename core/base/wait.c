@@ -142,10 +142,14 @@ is_the_lock void rc_lock_looking(struct rref_ctx *ctx)
 	long nap = NAP_NS;
 	bool due = false;
 
+	if (rc_trylock(ctx))
+		return;
+	at_add(&ctx->lock.wanted, 1); /* also between two looks */
 	while (!rc_lock_soon(ctx) && !rc_lock_within(ctx, nap)) {
 		ctx->turns.engine->reads(ctx, &due);
 		nap = min_of(2 * nap, NAP_MAX_NS);
 	}
+	at_sub(&ctx->lock.wanted, 1);
 	if (unlikely(due))
 		rc_kick(ctx); /* the caller may make no turn */
 }

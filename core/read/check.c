@@ -128,8 +128,7 @@ bool rc_read_is_good(const struct rref_future *f)
 {
 	struct rc_header h = f->landing->header; /* copied once: nothing is fetched twice */
 
-	return le64toh(h.nonce) == f->loc.nonce && le32toh(h.state) == RC_HEADER_READY &&
-	       !contradicts(&h, f->handle, &f->loc) &&
+	return rc_read_header_fits(&h, f->handle, &f->loc) &&
 	       (!f->whole || rc_shape_check(f->landing + 1, f->loc.length, f->loc.nr_segments,
 					    type_of(f)));
 }

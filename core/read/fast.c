@@ -12,7 +12,6 @@
  */
 #include <errno.h>
 #include <stdio.h>
-#include <stdlib.h>
 
 #include "alloc/ra_asym.h"
 #include "base/fast.h"
@@ -26,11 +25,6 @@
 #include "core/read/take_in.h"
 #include "core/value/reader.h"
 #include "core/value/value.h"
-
-static inline void count(_Atomic uint64_t *n, uint64_t by)
-{
-	at_store(n, at_load(n) + by);
-}
 
 int rc_read_refused(struct rref *ref, int status)
 {
@@ -179,10 +173,10 @@ static inline bool view_landed(struct rref *ref, struct rc_reader *r, struct rc_
 	const struct rp_location *loc = &rc_remote(ref)->loc;
 	uint64_t length = loc->length, hash = loc->type_hash;
 
-	count(&r->reads, 1);
+	at_add_mine(&r->reads, 1);
 	if (unlikely(status || !rc_read_fits(&v->header, ref, loc, length, hash)))
 		return false;
-	count(&r->read_bytes, length);
+	at_add_mine(&r->read_bytes, length);
 	v->view.length = length;
 	v->view.nr_segments = 1;
 	v->type_hash = hash;
@@ -211,7 +205,7 @@ static __attribute__((noinline, cold)) int takes_long(struct rref *ref, int64_t 
 
 	keep_flight(r, fl);
 	if (done != 1) {
-		count(&r->reads, 1);
+		at_add_mine(&r->reads, 1);
 		return done;
 	}
 	if (!view_landed(ref, r, v, status))
@@ -414,7 +408,7 @@ static inline bool begin_into(struct rref *ref, struct rc_peer *p, struct rc_rea
 	rc_count_in_flight(ctx, 1);
 	posted = post_marked(ref, p, r, v);
 	if (likely(posted == 1)) {
-		count(&r->reads, 1);
+		at_add_mine(&r->reads, 1);
 	} else {
 		rc_count_in_flight(ctx, -1);
 		rc_read_not_posted(f, p, posted);

@@ -31,15 +31,6 @@ void rc_in_flight_undo(struct rc_in_flight *fl)
 	at_store(&fl->state, RC_FLIGHT_MINE);
 }
 
-bool rc_in_flight_landed(struct rc_in_flight *fl, int *status)
-{
-	if (at_load_acq(&fl->state) != RC_FLIGHT_LANDED)
-		return false;
-	*status = at_load(&fl->status);
-	at_store(&fl->state, RC_FLIGHT_MINE);
-	return true;
-}
-
 bool rc_in_flight_leave(struct rref_ctx *ctx, struct rc_in_flight **fl, struct rref_future *f,
 			struct rc_landing *v)
 {

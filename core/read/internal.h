@@ -152,7 +152,7 @@ void rc_read_taken(struct rref_future *f, struct rref *ref, struct rc_landing *v
 
 /* to_here.c */
 /* Finds the way: post, wait, or fail. */
-int rc_read_begin(struct rref *ref, struct rref_future *f, int64_t deadline);
+void rc_read_begin(struct rref *ref, struct rref_future *f, int64_t deadline);
 int rc_read_whole(struct rref *ref, int64_t timeout, struct rref_view **out); /* waits for it too */
 int rc_read_into(struct rref *ref, void *buf, size_t offset, size_t length, int64_t timeout,
 		 size_t *got);
@@ -187,7 +187,6 @@ int rc_read_go_on(struct rref *ref, struct rc_in_flight **fl, struct rc_landing 
 		  struct rref_view **out, int *status);
 
 /* split.c */
-/* all */
 /*
  * Begins a read in pieces if all of it can be posted now. The lock need not be held. urgent: it
  * waits neither for room nor for its turn. Without a slot for all of it, it then comes to nothing.
@@ -269,7 +268,6 @@ static inline bool rc_in_flight_land(struct rc_in_flight *fl, int status)
 
 /* Takes back a READ that was not posted. */
 void rc_in_flight_undo(struct rc_in_flight *fl);
-bool rc_in_flight_landed(struct rc_in_flight *fl, int *status);
 /*
  * Leaves a READ that takes long. Returns false if it has landed. Otherwise f, which is set up for
  * it, is the READ's operation from here on. Without an f, the READ's end gives back v, its landing

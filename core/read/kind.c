@@ -69,6 +69,8 @@ static needs_lock void end_by_look(struct rref_ctx *ctx, struct rc_work *w)
 		at_sub(&ctx->n.quarantined, 1); /* ended meanwhile: rc_read_end */
 	}
 	rc_op_put(f);
+	if (!v)
+		return;
 	rc_unlock_bare(ctx);
 	rref_view_free(v); /* may unmap a region */
 	rc_lock(ctx);

@@ -9,8 +9,6 @@
  * general read, which copies or finds the words. There may be no connection, no leave to look, or
  * no free place in the table. Or the value is gone.
  */
-#include <endian.h>
-
 #include "core/ctx.h"
 #include "core/read/internal.h"
 #include "core/read/read.h"
@@ -41,14 +39,9 @@ static bool look_marked(const struct rref *ref, struct rc_peer *p, struct rc_rea
 static bool header_is_good(const struct rref *ref, struct rc_look *l)
 {
 	const struct rp_location *loc = &rc_remote(ref)->loc;
-	const struct rc_header *h = &l->landing.header;
 
 	memcpy(&l->landing.header, l->look.at, RC_HEADER_BYTES);
-	return le64toh(h->nonce) == loc->nonce && le32toh(h->state) == RC_HEADER_READY &&
-	       le64toh(h->local_id) == ref->id.local_id &&
-	       le32toh(h->created_on) == ref->id.created_on && le64toh(h->length) == loc->length &&
-	       le32toh(h->version) == loc->version && le64toh(h->type_hash) == loc->type_hash &&
-	       le16toh(h->nr_segments) == 1 && !h->nr_refs;
+	return rc_read_fits(&l->landing.header, ref, loc, loc->length, loc->type_hash);
 }
 
 /* Tells whether this is the value, and of its type, and this worker is not about to leave. */
@@ -104,7 +97,7 @@ bool rc_read_look(struct rref *ref, size_t least, struct rref_view **out)
 	l->landing.type_hash = rc_remote(ref)->loc.type_hash;
 	/* Pairs with rc_looks_held. */
 	__atomic_store_n(&l->landing.outer, rref_dup(ref), __ATOMIC_RELAXED);
-	at_store(&r->looks, at_load(&r->looks) + 1);
+	at_add_mine(&r->looks, 1);
 	*out = &l->landing.view;
 	return true;
 }

@@ -119,7 +119,7 @@ void rc_read_wait(struct rref_future *f, struct rc_peer *p)
 	}
 	list_add_tail(&p->waiting, &f->node);
 	rc_peer_watch(ctx, p);
-	/* sc. Pairs with go_on_later in take_in.c. The connection may have come up, or slots free,
+	/* sc. Pairs with rc_take_go_on. The connection may have come up, or slots free,
 	 * between the look without the lock and now. */
 	at_add_sc(&p->nr_waiting, 1);
 	if (at_load(&p->conn) && !f->retried) {
@@ -284,13 +284,8 @@ void rc_read_taken(struct rref_future *f, struct rref *ref, struct rc_landing *v
 
 void rc_read_wait_first(struct rref_future *f, struct rc_peer *p)
 {
-	struct list *n = &f->node;
-
 	rc_assert_locked(f->ctx);
-	n->next = p->waiting.next;
-	n->prev = &p->waiting;
-	p->waiting.next->prev = n;
-	p->waiting.next = n;
+	list_add(&p->waiting, &f->node);
 	at_add_sc(&p->nr_waiting, 1); /* as above */
 	rc_peer_watch(f->ctx, p);
 }
@@ -311,7 +306,7 @@ void rc_read_pump(struct rref_ctx *ctx, struct rc_peer *p)
 	rc_assert_locked(ctx);
 	if (!conn || list_empty(&p->waiting))
 		return;
-	/* sc. Pairs with go_on_later in take_in.c. A read leaves the list while it looks for a
+	/* sc. Pairs with rc_take_go_on. A read leaves the list while it looks for a
 	 * slot. An end that comes meanwhile has the reads go on. */
 	at_add_sc(&p->nr_waiting, 1);
 	while (!list_empty(&p->waiting)) {

@@ -52,16 +52,16 @@ void rc_read_fill_result(struct rref_future *f)
 	count_bytes(f, v->length);
 }
 
-/* Puts a view into a read that waits for one. Returns false if f has another. */
-static bool set_view(struct rref_future *f, struct rref_view *v)
+/* Puts a view into a read that waits for one. Frees it if f has another: a read stood in for f. */
+static void set_view(struct rref_future *f, struct rref_view *v)
 {
 	struct rref_view *none = NULL;
 	uint64_t length = v->length; /* another thread may free the view */
-	bool put = at_cas_ar(&f->view, &none, v);
 
-	if (put)
+	if (likely(at_cas_ar(&f->view, &none, v)))
 		count_bytes(f, length);
-	return put;
+	else
+		rref_view_free(v);
 }
 
 /*
@@ -70,14 +70,10 @@ static bool set_view(struct rref_future *f, struct rref_view *v)
  */
 static bool brought_view(struct rref_future *f)
 {
-	struct rref_view *v;
-
 	if (f->read_status || !rc_read_all_asked(f) || f->is->over || !rc_op_wanted(f) ||
 	    unlikely(!rc_read_is_good(f)))
 		return false;
-	v = landed_view(f);
-	if (unlikely(!set_view(f, v)))
-		rref_view_free(v); /* another read stood in for it */
+	set_view(f, landed_view(f));
 	return true;
 }
 
@@ -110,8 +106,7 @@ static void stood_in(struct rref_future *g)
 	struct rref_view *v = rc_op_done(g) && !g->status ? rc_op_take_view(g) : NULL;
 
 	if (v) {
-		if (!set_view(f, v))
-			rref_view_free(v);
+		set_view(f, v);
 		/* Also for a view that another thread has put there, before it stopped. */
 		rc_read_has_view(f);
 	}
@@ -144,16 +139,12 @@ static needs_lock void failed_too(const struct rref_future *g)
 
 bool rc_read_plain_done(struct rref_future *f)
 {
-	struct rref_view *v;
-
 	if (unlikely(f->read_status || !rc_op_wanted(f)) ||
 	    unlikely(!rc_read_fits(&f->landing->header, f->handle, &f->loc, f->loc.length,
 				   f->loc.type_hash)))
 		return false;
 	at_store(&f->outstanding, 0); /* only its one READ counted */
-	v = landed_view(f);
-	if (unlikely(!set_view(f, v)))
-		rref_view_free(v); /* another read stood in for it */
+	set_view(f, landed_view(f));
 	if (unlikely(!rc_op_succeed(f)))
 		at_sub(&f->ctx->n.quarantined, 1);
 	rc_op_put(f);
@@ -168,16 +159,13 @@ static needs_lock void done_later(struct rref_ctx *ctx, struct rc_work *w)
 
 void rc_read_done(struct rref_future *f)
 {
-	if (likely(brought_view(f))) {
-		if (unlikely(!rc_op_succeed(f)))
-			at_sub(&f->ctx->n.quarantined, 1);
-	} else if (rc_op_wanted(f)) {
+	if (unlikely(!brought_view(f)) && rc_op_wanted(f)) {
 		/* A thread may stop between the claim and the end. So it claims under the lock. */
 		rc_read_later(f, done_later);
 		return;
-	} else {
-		at_sub(&f->ctx->n.quarantined, 1);
 	}
+	if (unlikely(!rc_op_succeed(f)))
+		at_sub(&f->ctx->n.quarantined, 1);
 	if (unlikely(f->stands_for))
 		stood_in(f);
 	rc_op_put(f);

@@ -138,7 +138,7 @@ static needs_lock void split_put(struct rc_split *q, struct rref_future *f, bool
 		list_add(&q->reads, &f->node);
 	else
 		list_add_tail(&q->reads, &f->node);
-	at_add_sc(&q->nr_reads, 1); /* Pairs with go_on_later in take_in.c */
+	at_add_sc(&q->nr_reads, 1); /* Pairs with rc_take_go_on */
 	rc_peer_watch(f->ctx, container_of(q, struct rc_peer, pieces));
 }
 
@@ -324,12 +324,10 @@ enum rc_read_begun rc_split_begin(struct rref_future *f, struct rc_peer *p, bool
 
 	rb_assert(!at_load(&f->outstanding) && !at_load(&f->bytes_at));
 	f->next = 0;
-	/* The pin, as in post_pinned. */
-	at_add_sc(&p->readers, 1);
-	conn = at_load_sc(&p->conn);
+	conn = rc_read_pin(NULL, p);
 	if (conn && !rc_read_outlived(f) && (urgent || at_load(&p->nr_waiting) == 0))
 		posted = post_all(f, p, conn, urgent);
-	at_sub_rel(&p->readers, 1);
+	rc_read_unpin(NULL, p);
 	if (f->next || f->header_asked)
 		return turn_over(f, urgent);
 	at_store(&f->outstanding, 0); /* nothing was posted */

@@ -9,7 +9,6 @@
  */
 #include <errno.h>
 #include <stdio.h>
-#include <stdlib.h>
 
 #include "base/fast.h"
 #include "core/base/clock.h"
@@ -22,6 +21,7 @@
 #include "core/op/step.h"
 #include "core/read/internal.h"
 #include "core/read/read.h"
+#include "core/read/take_in.h"
 #include "core/session/session.h"
 #include "core/value/value.h"
 
@@ -60,7 +60,7 @@ void rc_wait_begin(struct rref *ref, struct rref_future *f, int64_t deadline)
  * Starts the operation for [f->offset, +f->length) of ref. Consumes the engine's hold on f in every
  * case. Failures complete the future.
  */
-int rc_read_begin(struct rref *ref, struct rref_future *f, int64_t deadline)
+void rc_read_begin(struct rref *ref, struct rref_future *f, int64_t deadline)
 {
 	struct rref_ctx *ctx = ref->ctx;
 	uint32_t state = at_load_acq(&ref->state);
@@ -72,12 +72,11 @@ int rc_read_begin(struct rref *ref, struct rref_future *f, int64_t deadline)
 		at_store(&f->deadline, deadline);
 		rc_op_begin(f);
 		rc_read_start(f);
-		return 0;
+		return;
 	}
 	rc_lock(ctx);
 	rc_wait_begin(ref, f, deadline);
 	rc_unlock(ctx);
-	return 0;
 }
 
 __attribute__((noinline, cold)) int rc_read_cannot(const struct rref *ref, const void *out,
@@ -131,15 +130,14 @@ int rc_read_finish(struct rref_future *f, int64_t deadline, int64_t timeout, str
 {
 	int err;
 
-	if (unlikely((at_load_acq(&f->state) & RC_F_MASK) != RC_F_DONE) &&
+	if (unlikely(!rc_op_done(f)) &&
 	    (deadline < 0 ? rc_op_wait_for(f, timeout) : rc_op_wait(f, deadline))) {
 		time_out(f);
 		rc_op_wait(f, INT64_MAX); /* complete, or its completer is about to complete it */
 	}
 	err = f->status ? rc_op_error(f) : 0;
-	if (!err) {
+	if (!err)
 		*out = rc_op_take_view(f);
-	}
 	rc_op_put(f);
 	return err;
 }
@@ -190,7 +188,7 @@ static bool may_go_on(struct rc_waiter *w)
 {
 	struct go_on *g = container_of(w, struct go_on, w);
 
-	return rc_in_flight_landed(g->fl, g->status) ||
+	return (*g->status = rc_in_flight_result(g->fl)) <= 0 ||
 	       rc_op_get(w->ctx, &rc_read_kind, 0, &g->f) == 0;
 }
 
@@ -230,7 +228,7 @@ int rc_read_go_on(struct rref *ref, struct rc_in_flight **fl, struct rc_landing 
 			/* No slot came in time: the flight keeps the landing buffer. */
 			if (rc_in_flight_leave(ctx, fl, NULL, v))
 				return rc_fail(ETIMEDOUT, "the value did not come in time");
-			rc_in_flight_landed(*fl, status);
+			*status = rc_in_flight_result(*fl);
 			return 1;
 		}
 		if (!f)
@@ -241,7 +239,7 @@ int rc_read_go_on(struct rref *ref, struct rc_in_flight **fl, struct rc_landing 
 		rc_op_begin(f);
 		return rc_read_finish(f, deadline, timeout, out);
 	}
-	rc_in_flight_landed(*fl, status);
+	*status = rc_in_flight_result(*fl);
 	f->landing = NULL;
 	rc_op_put(f); /* the engine's hold, which never saw it */
 	rc_op_put(f);

@@ -78,7 +78,7 @@ needs_lock void rc_stall_end(struct rc_peer *p);
 needs_lock void rc_stall_again(struct rref_ctx *ctx, struct rc_peer *p, int64_t now);
 /* Looks at the heartbeat when its time comes. May end the session. */
 needs_lock void rc_stall_tick(struct rref_ctx *ctx, struct rc_peer *p, int64_t now);
-/* Takes the end of a READ of the heartbeat. p may be NULL. */
+/* Takes the end of a READ of the heartbeat. */
 needs_lock void rc_stall_event(struct rref_ctx *ctx, struct rc_peer *p, int status);
 
 /* send.c */

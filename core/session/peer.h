@@ -230,7 +230,6 @@ struct rc_device {
 	/* [const] all memory of this process as a landing place; only where reads_inline */
 	struct rv_mr any;
 	char why_not[RREF_TEXT_SIZE];
-	bool lost under_lock;
 	int lost_why under_lock; /* -errno; its sessions end. 0 = not lost */
 	struct rc_work lost_work;
 	uint32_t lost_next under_lock; /* the peer whose session ends next */

@@ -138,7 +138,7 @@ static inline struct rref_future *rc_own_get(struct rc_reader *r)
 	if (unlikely(!f))
 		return rc_own_more(r);
 	r->own = f->own_next;
-	at_store(&r->nr_own, at_load(&r->nr_own) - 1);
+	at_add_mine(&r->nr_own, -1);
 	return f;
 }
 /* Gives a future to the calling thread, for its next read. */
