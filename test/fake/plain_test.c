@@ -227,7 +227,9 @@ static void device__has_no_room(void **state)
 	fv_knobs(0)->delay_ns = 100 * NSEC_PER_MSEC;
 	for (unsigned i = 0; i < MANY; i++) {
 		TG_OK(rref_to_here_async(ref, RREF_FOREVER, &f[i]));
+		rc_lock(ctx); /* the poller tries again */
 		short_ways += f[i]->plain;
+		rc_unlock(ctx);
 	}
 	TG_CHECK(short_ways < MANY);
 	fv_knobs(0)->delay_ns = 0;

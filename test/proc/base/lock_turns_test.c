@@ -72,11 +72,18 @@ static void until_a_thread_sleeps_on_the_lock(void)
 		TG_CHECK(now_ns() < end);
 }
 
+/* Takes the lock, and as a thread for which no other waits. */
+static void take_the_lock(void)
+{
+	for (rc_lock(ctx); at_load(&ctx->lock.word) != RC_LOCKED; rc_lock(ctx))
+		rc_unlock(ctx);
+}
+
 /* The poller sleeps on the lock in the end: it might never find it free. */
 TG_TEST(poller__wants_the_lock_at_last, 1)
 {
 	ctx = tg_join(rank);
-	rc_lock(ctx);
+	take_the_lock();
 	if (tg_mode() == RREF_PROGRESS_POLL)
 		until_a_thread_sleeps_on_the_lock();
 	rc_unlock(ctx);
@@ -112,13 +119,13 @@ TG_TEST(waiter__sleeps_on_the_lock, 1)
 	if (tg_mode() == RREF_PROGRESS_MANUAL) {
 		TG_OK(rref_alloc(ctx, 8, &unset, &data));
 		TG_OK(rref_to_here_async(unset, RREF_FOREVER, &f));
-		rc_lock(ctx);
+		take_the_lock();
 		TG_CHECK(pthread_create(&t, NULL, wait_for_it, f) == 0);
 		until_a_thread_sleeps_on_the_lock();
 		rc_unlock(ctx);
 		for (int64_t end = tg_deadline(); !a_waiter_sleeps_on_the_devices(); usleep(200))
 			TG_CHECK(now_ns() < end);
-		rc_lock(ctx);
+		take_the_lock();
 		rc_kick(ctx);
 		until_a_thread_sleeps_on_the_lock();
 		rc_unlock(ctx);
