@@ -191,8 +191,13 @@ void rc_stall_event(struct rref_ctx *ctx, struct rc_peer *p, int status)
 	if (!p->probing)
 		return; /* the READ belongs to a session that is over */
 	p->probing = false;
-	if (!status)
+	if (!status) {
 		looked(ctx, p, now_ns());
+	} else if (status == -EACCES && !p->said_goodbye) {
+		/* The peer named the place, and nothing else tells whether it lives. */
+		at_add(&ctx->n.rejected, 1);
+		rc_session_end(ctx, p, -EPROTO, "its device refuses READs of its heartbeat");
+	}
 }
 
 /*
