@@ -224,7 +224,7 @@ static void device__has_no_room(void **state)
 	unsigned short_ways = 0;
 
 	(void)state;
-	fv_knobs(0)->delay_ns = 100 * NSEC_PER_MSEC;
+	fv_knobs(0)->delay_ns = tg_slow() * NSEC_PER_SEC;
 	for (unsigned i = 0; i < MANY; i++) {
 		TG_OK(rref_to_here_async(ref, RREF_FOREVER, &f[i]));
 		rc_lock(ctx); /* the poller tries again */

@@ -138,8 +138,8 @@ struct rvi_pair {
 	bool peer_ready; /* TYING, LINKED: the peer's serves already */
 	bool say_offer, say_ready; /* frames that have found no room yet */
 	int64_t heard_at; /* the last message before the first pair is ready */
-	uint32_t still_looks; /* looks that found READs under way, and no other ended */
-	uint32_t ended; /* number of READs that had ended then */
+	uint32_t still_looks, ended; /* looks at READs while no other ended; ends before them */
+	int64_t still_since; /* time of the first such look */
 };
 
 /* Work for the helper; helper.c. */

@@ -40,8 +40,9 @@
 #include "status.h"
 
 #define FIRST_NS (30 * NSEC_PER_SEC)
-#define LOOKS 8u /* looks at READs in the time that the tries of one may take */
-#define LOOK_CONNS 8u /* connections of a poll: the lock is held */
+#define LOOKS 8 /* looks at READs in the time that the tries of one may take */
+#define LEAST_LOOKS 4u /* this side may have stood still meanwhile, with READs that are over */
+#define LOOK_CONNS 16u /* connections of a poll: the lock is held */
 #define NR_MAX (1u << 24) /* queue pairs and packets have numbers of 24 bits */
 
 /*
@@ -133,6 +134,7 @@ void rvi_pair_allow(struct rv_conn *conn)
 		rvi_news(conn->dev); /* the helper may be done already */
 	} else if (pair->state == RVI_PAIR_LOST) {
 		conn->report_slot = 0;
+		at_store(&conn->kicked, 0); /* meant the pair that was lost; no thread posts */
 		leave_pair(conn, RVI_PAIR_MAKING);
 		rvi_make_reads(conn);
 	}
@@ -244,9 +246,9 @@ void rvi_pair_refused(struct rv_conn *conn, struct rvi_sink *sink)
 /*
  * Ends a connection whose READs stand still for twice the time that all tries of one take. The
  * device should have told so by then. rxe 6.1 does not, where a link goes while it repeats a READ:
- * it repeats no other then. Looks count, not the time: this side may have stood still itself.
+ * it repeats no other then.
  */
-static void watch_pair(struct rv_conn *conn)
+static void watch_pair(struct rv_conn *conn, int64_t now)
 {
 	struct rvi_pair *pair = &conn->pair;
 	uint32_t ended;
@@ -256,8 +258,10 @@ static void watch_pair(struct rv_conn *conn)
 		pair->still_looks = 0;
 	} else if (!pair->still_looks || ended != pair->ended) {
 		pair->still_looks = 1;
+		pair->still_since = now;
 		pair->ended = ended;
-	} else if (++pair->still_looks > 2 * LOOKS + 1) {
+	} else if (++pair->still_looks >= LEAST_LOOKS &&
+		   now - pair->still_since > 2 * conn->dev->patience_ns) {
 		rvi_log(conn->dev, 2, "%s neither ends nor repeats READs: the connection ends",
 			conn->dev->caps.device);
 		rvi_conn_fail_wc(conn, IBV_WC_RETRY_EXC_ERR);
@@ -272,7 +276,7 @@ void rvi_pairs_watch(struct rv_dev *dev)
 	if (now < dev->watch_at)
 		return;
 	for (; dev->watch_next < end; dev->watch_next++)
-		watch_pair(rvi_conn_at(dev, dev->watch_next));
+		watch_pair(rvi_conn_at(dev, dev->watch_next), now);
 	if (dev->watch_next < nr)
 		return;
 	dev->watch_next = 0;

@@ -279,13 +279,14 @@ int rvi_poll(struct rv_dev *dev, struct rv_event *ev, unsigned max, unsigned fla
 	if (flags & RV_POLL_SLOW) {
 		/* Come first, too: a flood leaves no room in the sink. */
 		report_ends(dev, false, &sink);
+		rvi_slow(dev, &sink);
 		news = at_load(&dev->helper.news);
 		if (news)
 			helper_told(dev, &sink);
-		rvi_pairs_watch(dev);
-		rvi_slow(dev, &sink);
 	}
 	all = completions(dev, &sink);
+	if (flags & RV_POLL_SLOW)
+		rvi_pairs_watch(dev);
 	if (all && unlikely(!list_empty(&dev->ends)))
 		report_ends(dev, true, &sink);
 	if (unlikely(news || at_load(&dev->helper.news)))

@@ -239,7 +239,11 @@ TG_TEST(read__given_up_while_the_connection_is_broken, 2)
 			TG_CHECK(tg_eventually(none_quarantined, ctx, NULL));
 			for (int i = 0; i < 4; i++)
 				rref_future_free(f[i]);
-			TG_IS(tg_stats(ctx).landing_bytes, 0);
+			/* A read that stood in for a late one may still be under way. */
+			while (tg_stats(ctx).landing_bytes) {
+				TG_CHECK(now_ns() < tg_deadline());
+				tg_pause();
+			}
 		}
 		rref_release(small);
 		rref_release(large);
