@@ -31,14 +31,16 @@ static void late__for_the_next_pair(void **state)
 	(void)state;
 	pair_meet_up();
 	post_one_read(&a, &b, 0, false);
-	UNTIL(is_in(&a, RVI_PAIR_OFFERED, 2) || is_in(&a, RVI_PAIR_TYING, 2));
-	UNTIL_ONE(&b, is_in(&b, RVI_PAIR_LINKED, 2));
-	/* b's offer and its ready lie in a's queue. */
+	/* A busy machine may let one round go through several states. */
+	UNTIL(pair_of(&a)->number == 2 && pair_of(&a)->state != RVI_PAIR_MAKING);
+	UNTIL_ONE(&b, is_in(&b, RVI_PAIR_LINKED, 2) || is_in(&b, RVI_PAIR_READY, 2));
+	/* b's offer and its ready lie in a's queue, or a has taken them in. */
 	if (a.c->conn->deadline_ns)
 		be_late(&a);
 	UNTIL_ONE(&a, a.c->reads_up || a.c->down);
 	assert_false(a.c->down);
-	be_late(&b);
+	if (b.c->conn->deadline_ns)
+		be_late(&b);
 	UNTIL_ONE(&b, b.c->reads_up || b.c->down);
 	assert_false(b.c->down);
 	must_read(&a, &b);
