@@ -211,7 +211,7 @@ $(BIN)/%: $(B)/test/%.o $(TLIB_OBJ) $(STATIC_TEST)
 $(FAKE): $(FAKE_OBJ)
 $(FAKE): private LIBS := $(FAKE_LIBS)
 # Threads stop in these.
-$(BIN)/fake/again_test: private LDFLAGS_ALL += -Wl,--wrap=ra_alloc
+$(BIN)/fake/again_test: private LDFLAGS_ALL += -Wl,--wrap=ra_alloc,--wrap=rc_read_late
 $(BIN)/fake/refuse_test: private LDFLAGS_ALL += -Wl,--wrap=rdma_destroy_id
 $(BIN)/fake/strangers_test: private LDFLAGS_ALL += -Wl,--wrap=rdma_destroy_id,--wrap=rdma_reject \
 	-Wl,--wrap=rdma_get_cm_event,--wrap=rvi_has_route,--wrap=malloc

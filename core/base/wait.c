@@ -169,7 +169,7 @@ static void device_sleep(struct rc_waiter *w, int64_t deadline)
 
 	if (!w->kind->will_sleep(w, &s))
 		return;
-	/* Waits no longer for the lock: it would not see the end of a READ meanwhile. */
+	/* Waits for it no longer than that: it would not see the end of a READ meanwhile. */
 	if (!rc_trylock(ctx) && !rc_lock_within(ctx, NAP_NS))
 		return;
 	if (ctx->sleep.device_sleeper) {
@@ -279,8 +279,10 @@ static void look_at_time(struct rc_waiter *w, struct patience *p, int64_t now)
 		p->begun = now;
 		p->late_at = w->kind->late ? now + LATE_NS : INT64_MAX;
 	} else if (unlikely(now >= p->late_at)) {
-		w->kind->late(w, now - p->begun);
-		p->late_at = now + (now - p->begun);
+		int64_t waited = now - p->begun;
+		bool done = w->kind->late(w, waited);
+
+		p->late_at = now + (done ? waited : max_of(waited / 8, LATE_NS));
 	}
 }
 

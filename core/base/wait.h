@@ -75,8 +75,8 @@ struct rc_wait_kind {
 	 */
 	void (*call)(struct rc_waiter *w);
 	/* Says that the wait has taken so long, in ns. Called again and again, with pauses that
-	 * grow. NULL: nothing can be done. */
-	void (*late)(struct rc_waiter *w, int64_t waited);
+	 * grow, and shorter ones while it returns false. NULL: nothing can be done. */
+	bool (*late)(struct rc_waiter *w, int64_t waited);
 	/* Sleeps, at most until deadline. NULL: on the word or on the devices. */
 	void (*sleep)(struct rc_waiter *w, int64_t deadline);
 };

@@ -268,7 +268,8 @@ static needs_lock void tell_kind(struct rref_ctx *ctx, struct rc_work *w)
 
 	f->is_told = false;
 	rc_unlock_bare(ctx);
-	f->is->late(f, now_ns() - at_load(&f->seen_at));
+	if (!f->is->late(f, now_ns() - at_load(&f->seen_at)))
+		at_store(&f->seen_at, now_ns()); /* late again soon */
 	rc_lock(ctx);
 	rc_op_put(f);
 }

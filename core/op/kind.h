@@ -41,9 +41,10 @@ struct rc_op_kind {
 	void (*resume)(struct rref_future *f);
 	/*
 	 * Says that a thread has waited for f for so long, in ns. Called again and again, with
-	 * pauses that grow. NULL: nothing can be done.
+	 * pauses that grow. Returns false if something is in the way now, for shorter pauses.
+	 * NULL: nothing can be done.
 	 */
-	void (*late)(struct rref_future *f, int64_t waited);
+	bool (*late)(struct rref_future *f, int64_t waited);
 };
 
 /* Says that the operation is under way: scans of the slab find it. Pairs with pin_pending. */

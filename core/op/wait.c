@@ -99,15 +99,14 @@ static void call_one(struct rc_waiter *w)
 	rc_wake_word(w->word);
 }
 
-static void say_late(struct rref_future *f, int64_t waited)
+static bool say_late(struct rref_future *f, int64_t waited)
 {
-	if (f->is->late && !rc_op_done(f))
-		f->is->late(f, waited);
+	return !f->is->late || rc_op_done(f) || f->is->late(f, waited);
 }
 
-static void one_is_late(struct rc_waiter *w, int64_t waited)
+static bool one_is_late(struct rc_waiter *w, int64_t waited)
 {
-	say_late(container_of(w, struct one, w)->f, waited);
+	return say_late(container_of(w, struct one, w)->f, waited);
 }
 
 static const struct rc_wait_kind one_kind = {
@@ -215,12 +214,14 @@ static bool any_will_sleep(struct rc_waiter *w, uint32_t *value)
 	return !rc_wait_is_finished(w);
 }
 
-static void any_is_late(struct rc_waiter *w, int64_t waited)
+static bool any_is_late(struct rc_waiter *w, int64_t waited)
 {
 	const struct several *s = container_of(w, struct several, w);
+	bool done = true;
 
 	for (size_t i = 0; i < s->nr; i++)
-		say_late(s->fs[i], waited);
+		done &= say_late(s->fs[i], waited);
+	return done;
 }
 
 static void call_any(struct rc_waiter *w)

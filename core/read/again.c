@@ -45,8 +45,7 @@ _Atomic bool rc_never_again; /* a test that holds READs back sets it */
 
 static bool asks_again(const struct rref_future *f, int64_t waited)
 {
-	return !NEVER && !rc_landing_waits(f->ctx) &&
-	       !f->ctx->peers[f->peer].reads_inline && at_load_acq(&f->posted) &&
+	return !NEVER && !f->ctx->peers[f->peer].reads_inline && at_load_acq(&f->posted) &&
 	       rc_op_wanted(f) && f->length <= AGAIN_MAX &&
 	       waited >= (int64_t)(f->length / 1024) * NS_PER_KIB;
 }
@@ -84,17 +83,20 @@ static int stand_in(struct rref_future *f, struct rc_peer *p)
 	return 0;
 }
 
-void rc_read_late(struct rref_future *f, int64_t waited)
+bool rc_read_late(struct rref_future *f, int64_t waited)
 {
 	struct rc_peer *p = &f->ctx->peers[f->peer];
 	struct rc_error scratch;
+	int err;
 
-	if (rc_read_has_view(f))
-		return;
-	if (!asks_again(f, waited) || !is_one_of_few(p, rc_read_pieces(f)))
-		return;
+	if (rc_read_has_view(f) || !asks_again(f, waited))
+		return true;
+	if (rc_landing_waits(f->ctx) || !is_one_of_few(p, rc_read_pieces(f)))
+		return false;
 	rc_error_aside(&scratch);
-	if (stand_in(f, p))
+	err = stand_in(f, p);
+	if (err)
 		at_sub(&p->standing_in, rc_read_pieces(f));
 	rc_error_back(&scratch);
+	return !err;
 }

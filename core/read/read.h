@@ -9,9 +9,9 @@
 /* again.c */
 /*
  * Asks again for a read that takes long. waited: ns. Its end may be in the hand of a thread that
- * stands still. Waits for no lock but the allocator's.
+ * stands still. Waits for no lock but the allocator's. Returns false if it cannot ask now.
  */
-void rc_read_late(struct rref_future *f, int64_t waited);
+bool rc_read_late(struct rref_future *f, int64_t waited);
 
 /* kind.c */
 extern const struct rc_op_kind rc_read_kind;

@@ -127,6 +127,51 @@ static void owner__dies_while_a_thread_has_the_end(void **state)
 	rref_release(value_known(BYTES)); /* another session */
 }
 
+static atomic_uint nr_told[2]; /* [1]: by the waiter */
+static _Thread_local bool is_waiter;
+
+bool __real_rc_read_late(struct rref_future *f, int64_t waited);
+bool __wrap_rc_read_late(struct rref_future *f, int64_t waited);
+
+bool __wrap_rc_read_late(struct rref_future *f, int64_t waited)
+{
+	atomic_fetch_add(&nr_told[is_waiter], 1);
+	return __real_rc_read_late(f, waited);
+}
+
+static void *wait_for_this(void *f)
+{
+	struct rref_future *fs[1] = { f };
+
+	is_waiter = true;
+	TG_IS(rref_wait_any(fs, 1, RREF_FOREVER), 0);
+	return NULL;
+}
+
+/* Has a thread in the allocator whenever one would ask. At doubled times the tries take long. */
+static void waiter__that_cannot_ask_tries_again(void **state)
+{
+	struct rref *ref = value_known(BYTES);
+	struct rref_future *f;
+	pthread_t thread;
+
+	(void)state;
+	at_add(&ctx->value.in_landing, 1);
+	f = keep_the_end(ref, 1, true);
+	for (int i = 0; i < 2; i++)
+		atomic_store(&nr_told[i], 0);
+	TG_IS(pthread_create(&thread, NULL, wait_for_this, f), 0);
+	for (int64_t end = now_ns() + SOON_NS;
+	     atomic_load(&nr_told[0]) < 12 || atomic_load(&nr_told[1]) < 25; tg_pause())
+		TG_CHECK(now_ns() < end);
+	TG_CHECK(!rref_future_test(f));
+	at_sub(&ctx->value.in_landing, 1);
+	TG_IS(pthread_join(thread, NULL), 0);
+	TG_OK(rref_future_wait(f, 0));
+	rref_future_free(f);
+	rref_release(ref);
+}
+
 static void note_the_call(struct rref_future *f, void *arg)
 {
 	(void)f;
@@ -408,6 +453,7 @@ int main(void)
 		AGAIN(slots__grow_on_a_thread_that_stands_still),
 		AGAIN(value__is_gone_while_a_thread_has_the_end),
 		AGAIN(view__is_there_and_the_read_not_ended),
+		AGAIN(waiter__that_cannot_ask_tries_again),
 		AGAIN(wait__times_out_while_a_thread_has_the_lock),
 	};
 
