@@ -199,7 +199,7 @@ static int drop_packet(int sock)
 	rvs_close_received(got.fds, got.nr);
 	if (!memory)
 		return -1;
-	(void)!recv(sock, &byte, 1, MSG_DONTWAIT);
+	(void)!rvs_packet_skip(sock);
 	return 1;
 }
 

@@ -66,13 +66,16 @@ int rvs_wake_send(int sock)
 	}
 }
 
-/* Takes the next packet out of the socket, and lets go of what it carries. 0 or -errno. */
+/*
+ * Takes the next packet out of the socket, and lets go of what it carries. 0 or -errno. Passes over
+ * ECONNRESET, as rvs_peek: the peer may have left since the look.
+ */
 int rvs_packet_skip(int sock)
 {
 	char byte;
 
 	while (recv(sock, &byte, 1, MSG_DONTWAIT) < 0)
-		if (errno != EINTR)
+		if (errno != EINTR && errno != ECONNRESET)
 			return -errno;
 	return 0;
 }
